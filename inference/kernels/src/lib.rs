@@ -1,0 +1,1 @@
+//! CPU kernels and tensor formats: the only unsafe code.

@@ -1,0 +1,1 @@
+//! Who may do what, within which limits, and what did happen.

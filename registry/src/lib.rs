@@ -1,0 +1,1 @@
+//! The signed model registry.

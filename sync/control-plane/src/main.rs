@@ -1,0 +1,3 @@
+//! The fulmar control plane.
+
+fn main() {}
