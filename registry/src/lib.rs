@@ -1,1 +1,7 @@
 //! The signed model registry.
+
+pub mod digest;
+pub mod name;
+
+pub use digest::{Digest, DigestError};
+pub use name::{ModelName, NameError};
