@@ -1,1 +1,47 @@
-//! The control plane.
+//! The control plane: the fleet's end of the link.
+//!
+//! It knows devices, join tokens, releases, deployments and reports; it signs, with the director's
+//! key, what each device should run; and it shows all that to operators, as a JSON API and as a
+//! console in the browser. It cannot make a model: what devices accept must be signed by the
+//! registry's owner too, and that key is not here.
+//!
+//! Two ports. Devices come over TLS with their own certificates. Operators come over plain HTTP on
+//! loopback, or over TLS.
+//!
+//! Invariants:
+//! - Every operator action is decided by `fulmar_policy` and leaves an audit entry in the
+//!   transaction that does it.
+//! - Nothing is acknowledged to a device before it is durable.
+//! - Secrets (passwords, sessions, join tokens) are stored as hashes.
+//! - Registry metadata is replaced only by metadata that the trust client accepted, all files at
+//!   once.
+//!
+//! Deliberately absent: the owner's registry keys; inline scripts and styles; a message broker.
+
+mod app;
+mod ca;
+pub mod cli;
+mod config;
+mod console;
+mod device;
+mod files;
+mod init;
+mod listen;
+mod operator;
+mod password;
+mod schema;
+mod serve;
+mod tls;
+
+pub use ca::CaError;
+pub use config::{Config, ConfigError, ConsolePort, ConsoleTls, DevicePort, Limits};
+pub use files::FileError;
+pub use init::{InitError, InitOptions, InitReport, init};
+pub use password::RandomError;
+pub use serve::{Running, ServeError, serve};
+pub use tls::TlsError;
+
+/// The clock, seconds since 1970.
+pub(crate) fn now_s() -> i64 {
+    jiff::Timestamp::now().as_second()
+}

@@ -1,0 +1,172 @@
+//! The command line, for the binary `fulmar-control` and for `fulmar control-plane` alike.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use crate::{Config, InitOptions};
+
+/// Arguments of the control plane.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make a state directory with a fleet CA, a director and a first operator.
+    Init(Init),
+    /// Serve devices and operators until told to stop.
+    Serve(Serve),
+}
+
+#[derive(Debug, clap::Args)]
+struct Init {
+    /// The state directory to make.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Name of the first operator.
+    #[arg(long, default_value = "admin")]
+    admin: String,
+    /// The owner's registry root (root.json): whose models may be deployed.
+    #[arg(long)]
+    registry_root: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
+    /// Configuration file (TOML).
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The state directory; goes before the configuration's `dir`.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Where devices connect, ADDRESS:PORT; port 0 takes a free one.
+    #[arg(long)]
+    device_listen: Option<SocketAddr>,
+    /// What devices are told to connect to, https://HOST:PORT.
+    #[arg(long)]
+    device_url: Option<String>,
+    /// Where operators connect, ADDRESS:PORT; port 0 takes a free one.
+    #[arg(long)]
+    console_listen: Option<SocketAddr>,
+    /// How often devices check in, in milliseconds.
+    #[arg(long)]
+    check_in_interval_ms: Option<u64>,
+    /// When ready, print one line of JSON to standard output: device_url and console_url.
+    #[arg(long)]
+    ready_json: bool,
+    /// Log lines as JSON.
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Runs the command; returns when it is done or the process was told to stop.
+///
+/// # Errors
+/// What failed, worded to follow "failed to".
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // Another part of the process may have installed it already: the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match args.command {
+        Command::Init(args) => init(args),
+        Command::Serve(args) => serve(args),
+    }
+}
+
+fn init(args: Init) -> anyhow::Result<ExitCode> {
+    let registry_root = match &args.registry_root {
+        Some(path) => {
+            Some(std::fs::read(path).with_context(|| format!("read {}", path.display()))?)
+        }
+        None => None,
+    };
+    let options = InitOptions { admin: args.admin, registry_root, ..InitOptions::default() };
+    let report = crate::init(&args.dir, &options)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("made a control plane in {}", report.dir.display());
+        println!("operator: {}", report.admin);
+        println!("password: {}   (told this once)", report.admin_password);
+        println!("fleet CA: sha256 {}", report.ca_sha256);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(args: Serve) -> anyhow::Result<ExitCode> {
+    log_to_stderr(args.log_json);
+    let mut config = match &args.config {
+        Some(path) => Config::read(path)?,
+        None => Config::default(),
+    };
+    if let Some(dir) = args.dir {
+        config.dir = dir;
+    }
+    if let Some(listen) = args.device_listen {
+        config.device.listen = listen;
+    }
+    if let Some(url) = args.device_url {
+        config.device.url = Some(url);
+    }
+    if let Some(listen) = args.console_listen {
+        config.console.listen = listen;
+    }
+    if let Some(interval) = args.check_in_interval_ms {
+        config.check_in_interval_ms = interval;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let stop = stop_signal().context("listen for signals")?;
+        let running = crate::serve(config, stop).await?;
+        if args.ready_json {
+            let ready = serde_json::json!({
+                "device_url": running.device_url,
+                "console_url": running.console_url,
+            });
+            let mut out = std::io::stdout();
+            writeln!(out, "{ready}").and_then(|()| out.flush()).context("say that it serves")?;
+        }
+        notify(sd_notify::NotifyState::Ready);
+        running.stopped().await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Tells systemd, if it started this process.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "failed to tell systemd");
+    }
+}
+
+fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        notify(sd_notify::NotifyState::Stopping);
+    })
+}
+
+fn log_to_stderr(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FULMAR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A subscriber of the surrounding program stays.
+    let _ = if json { builder.json().try_init() } else { builder.try_init() };
+}

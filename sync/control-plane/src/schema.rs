@@ -1,0 +1,175 @@
+//! The control plane's tables. Times are seconds since 1970, ids are text, hashes are hex.
+
+use fulmar_store::Schema;
+
+/// Operators, devices, releases, deployments, reports. The audit log's tables come with
+/// [`fulmar_policy`].
+pub(crate) const SCHEMA: Schema = Schema { name: "control", steps: &[STEP_1] };
+
+const STEP_1: &str = "
+CREATE TABLE operator (
+    name TEXT PRIMARY KEY,
+    password_hash TEXT NOT NULL,
+    roles TEXT NOT NULL,
+    created_s INTEGER NOT NULL
+) STRICT;
+
+-- Sign-ins: of browsers (kind 'session') and of programs (kind 'token').
+CREATE TABLE session (
+    id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL CHECK (kind IN ('session', 'token')),
+    secret_sha256 TEXT NOT NULL UNIQUE,
+    subject TEXT NOT NULL,
+    roles TEXT NOT NULL,
+    created_s INTEGER NOT NULL,
+    used_s INTEGER NOT NULL,
+    idle_s INTEGER,
+    expires_s INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE join_token (
+    id TEXT PRIMARY KEY,
+    secret_sha256 TEXT NOT NULL UNIQUE,
+    note TEXT NOT NULL,
+    created_by TEXT NOT NULL,
+    created_s INTEGER NOT NULL,
+    expires_s INTEGER NOT NULL,
+    used_s INTEGER,
+    used_by TEXT,
+    revoked_s INTEGER
+) STRICT;
+
+CREATE TABLE device (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    certificate_sha256 TEXT NOT NULL UNIQUE,
+    certificate_expires_s INTEGER NOT NULL,
+    -- The certificate before the last renewal: good until the new one is used.
+    certificate_before_sha256 TEXT,
+    audit_key TEXT NOT NULL,
+    facts TEXT NOT NULL,
+    enrolled_s INTEGER NOT NULL,
+    removed_s INTEGER,
+    seen_s INTEGER,
+    address TEXT,
+    boot_id TEXT,
+    -- What the director wants: raised with every change of the desired state.
+    generation INTEGER NOT NULL DEFAULT 0,
+    generation_seen INTEGER NOT NULL DEFAULT 0,
+    generation_applied INTEGER NOT NULL DEFAULT 0,
+    disk_free_bytes INTEGER,
+    clock_s INTEGER,
+    link TEXT,
+    acked_through INTEGER NOT NULL DEFAULT 0,
+    sync_requested_id TEXT
+) STRICT;
+
+CREATE TABLE device_model (
+    device_id TEXT NOT NULL REFERENCES device (id),
+    name TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    state TEXT NOT NULL,
+    bytes_done INTEGER NOT NULL,
+    bytes_total INTEGER NOT NULL,
+    reason TEXT,
+    updated_s INTEGER NOT NULL,
+    PRIMARY KEY (device_id, name, digest)
+) STRICT, WITHOUT ROWID;
+
+-- The metadata of the owner's registry repository, byte for byte, by file name.
+CREATE TABLE registry_metadata (
+    file TEXT PRIMARY KEY,
+    bytes BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE release (
+    id INTEGER PRIMARY KEY,
+    model TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    length INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    manifest TEXT NOT NULL,
+    published_s INTEGER NOT NULL,
+    published_by TEXT NOT NULL,
+    -- Not named by the registry's newest targets any more.
+    withdrawn_s INTEGER,
+    UNIQUE (model, digest)
+) STRICT;
+
+CREATE TABLE deployment (
+    id INTEGER PRIMARY KEY,
+    model TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    scope TEXT NOT NULL CHECK (scope IN ('all', 'devices')),
+    created_s INTEGER NOT NULL,
+    created_by TEXT NOT NULL,
+    stopped_s INTEGER,
+    stopped_by TEXT
+) STRICT;
+
+CREATE TABLE deployment_device (
+    deployment_id INTEGER NOT NULL REFERENCES deployment (id),
+    device_id TEXT NOT NULL REFERENCES device (id),
+    generation INTEGER NOT NULL,
+    -- What was wanted before, as JSON: what stopping goes back to.
+    before TEXT,
+    done_s INTEGER,
+    -- How it ended, when it did not get done: 'stopped', 'superseded', 'removed'.
+    ended TEXT,
+    PRIMARY KEY (deployment_id, device_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX deployment_device_by_device ON deployment_device (device_id, deployment_id);
+
+-- The desired state of each device.
+CREATE TABLE desired (
+    device_id TEXT NOT NULL REFERENCES device (id),
+    model TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    length INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    active INTEGER NOT NULL,
+    deployment_id INTEGER NOT NULL REFERENCES deployment (id),
+    PRIMARY KEY (device_id, model)
+) STRICT, WITHOUT ROWID;
+
+-- The desired state as signed metadata.
+CREATE TABLE director_metadata (
+    device_id TEXT PRIMARY KEY REFERENCES device (id),
+    targets_version INTEGER NOT NULL,
+    snapshot_version INTEGER NOT NULL,
+    timestamp_version INTEGER NOT NULL,
+    renew_s INTEGER NOT NULL,
+    targets BLOB NOT NULL,
+    snapshot BLOB NOT NULL,
+    timestamp BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE report (
+    device_id TEXT NOT NULL REFERENCES device (id),
+    seq INTEGER NOT NULL,
+    at_s INTEGER NOT NULL,
+    received_s INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (device_id, seq)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX report_by_kind ON report (device_id, kind, seq);
+CREATE INDEX report_by_time ON report (received_s);
+
+-- States of devices' audit logs, signed by the device and co-signed here.
+CREATE TABLE checkpoint (
+    device_id TEXT NOT NULL REFERENCES device (id),
+    entries INTEGER NOT NULL,
+    root TEXT NOT NULL,
+    signature TEXT NOT NULL,
+    cosignature TEXT NOT NULL,
+    received_s INTEGER NOT NULL,
+    PRIMARY KEY (device_id, entries)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE setting (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;
+";
