@@ -2,3 +2,6 @@
 //! constrained output.
 
 pub mod backend;
+pub mod constraint;
+pub mod engine;
+pub mod governor;
