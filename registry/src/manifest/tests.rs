@@ -1,0 +1,140 @@
+use super::*;
+
+fn manifest() -> Manifest {
+    let bytes = vec![7; 10];
+    let file = ManifestFile::describe(
+        &mut &bytes[..],
+        Vec::new(),
+        FileRole::Weights,
+        "model.gguf",
+        "application/vnd.fulmar.gguf",
+    )
+    .unwrap();
+    Manifest {
+        schema: 1,
+        name: "acme/tiny:v1".parse().unwrap(),
+        release: 1,
+        created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+        files: vec![file],
+        architecture: "qwen3".into(),
+        parameters: 5_000_000,
+        size_class: SizeClass::of(5_000_000),
+        quantization: "Q8_0".into(),
+        context_tokens: 512,
+        license: "MIT".into(),
+        source: String::new(),
+        template: String::new(),
+        evaluation: Vec::new(),
+        memory_bytes: 0,
+        health: Health::default(),
+    }
+}
+
+fn refused_field(manifest: &Manifest) -> String {
+    // Around `to_bytes`, which would refuse it first.
+    match Manifest::parse(&serde_json::to_vec(manifest).unwrap()) {
+        Err(ManifestError::Field { field, .. }) => field,
+        other => panic!("expected a refused field, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_manifest_reads_back_as_written() {
+    let manifest = manifest();
+    let bytes = manifest.to_bytes().unwrap();
+    assert_eq!(Manifest::parse(&bytes).unwrap(), manifest);
+    assert!(String::from_utf8(bytes).unwrap().contains("\"name\": \"acme/tiny:v1\""));
+}
+
+#[test]
+fn a_newer_schema_is_told_as_such() {
+    let refused = Manifest::parse(br#"{"schema":2,"else":true}"#);
+    assert!(matches!(refused, Err(ManifestError::Schema { found: 2 })));
+}
+
+#[test]
+fn unknown_fields_are_refused() {
+    let mut json: serde_json::Value = serde_json::to_value(manifest()).unwrap();
+    json["trust_me"] = true.into();
+    let refused = Manifest::parse(json.to_string().as_bytes());
+    assert!(matches!(refused, Err(ManifestError::Parse(_))));
+}
+
+#[test]
+fn a_path_that_climbs_is_refused() {
+    for path in ["../x", "/x", "a//b", "a/..", ".", "", "a\\b", "a\nb"] {
+        let mut manifest = manifest();
+        manifest.files[0].path = path.into();
+        assert_eq!(refused_field(&manifest), "files[0].path", "{path:?}");
+    }
+}
+
+#[test]
+fn chunks_must_cover_the_file_exactly() {
+    let mut few = manifest();
+    few.files[0].size_bytes = (8 << 20) + 1;
+    assert_eq!(refused_field(&few), "files[0].chunks");
+    let mut short = manifest();
+    short.files[0].chunk_sizes = vec![9];
+    assert_eq!(refused_field(&short), "files[0].chunk_sizes");
+    let mut none = manifest();
+    none.files[0].chunks.clear();
+    assert_eq!(refused_field(&none), "files[0].chunks");
+}
+
+#[test]
+fn exactly_one_file_holds_the_weights() {
+    let mut manifest = manifest();
+    manifest.files[0].role = FileRole::Other;
+    assert_eq!(refused_field(&manifest), "files");
+}
+
+#[test]
+fn chunks_end_at_tensor_borders() {
+    let bytes: Vec<u8> = (0..9_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let borders = vec![100, 1_500_000, 1_600_000, 7_000_000];
+    let file =
+        ManifestFile::describe(&mut &bytes[..], borders, FileRole::Weights, "m", "x/y").unwrap();
+    let ends: Vec<u64> = file.chunk_list().iter().map(|c| c.offset + c.size_bytes).collect();
+    assert_eq!(ends, [1_500_000, 1_500_000 + (4 << 20), 7_000_000, 9_000_000]);
+    for chunk in file.chunk_list() {
+        let range = chunk.offset as usize..(chunk.offset + chunk.size_bytes) as usize;
+        assert_eq!(Digest::of(&bytes[range]), chunk.digest);
+    }
+    assert_eq!(file.digest, Digest::of(&bytes));
+}
+
+#[test]
+fn even_chunks_need_no_list_of_sizes() {
+    let bytes = vec![1; (8 << 20) + 5];
+    let file =
+        ManifestFile::describe(&mut &bytes[..], Vec::new(), FileRole::Weights, "m", "x/y").unwrap();
+    assert!(file.chunk_sizes.is_empty());
+    let sizes: Vec<u64> = file.chunk_list().iter().map(|c| c.size_bytes).collect();
+    assert_eq!(sizes, [4 << 20, 4 << 20, 5]);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes: Vec<u8>) {
+        let _ = Manifest::parse(&bytes);
+    }
+
+    #[test]
+    fn chunks_do_not_depend_on_how_the_bytes_arrive(
+        len in 1_usize..3_000_000,
+        step in 1_usize..700_000,
+        borders in proptest::collection::vec(0_u64..3_000_000, 0..8),
+    ) {
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 31 % 253) as u8).collect();
+        let mut whole = ChunkHasher::new(borders.clone());
+        whole.update(&bytes);
+        let mut pieces = ChunkHasher::new(borders);
+        bytes.chunks(step).for_each(|piece| pieces.update(piece));
+        let (a, b) = (
+            whole.finish(FileRole::Weights, "m", "x"),
+            pieces.finish(FileRole::Weights, "m", "x"),
+        );
+        proptest::prop_assert_eq!(a, b);
+    }
+}
