@@ -5,6 +5,7 @@
 //! | path | method | body → answer |
 //! |---|---|---|
 //! | `/device/v1/enroll` | POST | [`EnrollRequest`] → [`EnrollResponse`] |
+//! | `/device/v1/renew` | POST | [`RenewRequest`] → [`RenewResponse`] |
 //! | `/device/v1/check-in` | POST | [`CheckIn`] → [`CheckInResponse`] |
 //! | `/device/v1/registry/{file}` | GET | TUF metadata of the registry repository |
 //! | `/device/v1/director/{file}` | GET | TUF metadata of this device's director repository |
@@ -12,6 +13,14 @@
 //! | `/device/v1/outbox` | POST | [`OutboxBatch`] → [`OutboxAck`] |
 //!
 //! Every failure is an [`ApiError`] with a stable `code`.
+//!
+//! A metadata `{file}` is named as in a TUF repository with consistent snapshots: `2.root.json`,
+//! `timestamp.json`, `7.snapshot.json`, `7.targets.json`, `3.team-a.json`. A model's manifest is a
+//! blob like its weights, by the digest that the targets give.
+
+mod join_token;
+
+pub use join_token::{JOIN_TOKEN_PREFIX, JoinTokenError};
 
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +88,29 @@ pub struct EnrollResponse {
     pub registry_root: String,
     /// The director repository's first trusted root, byte for byte, base64.
     pub director_root: String,
+}
+
+/// A member asks for a new certificate, over a connection that its present one opened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewRequest {
+    /// Certificate signing request, PEM; the same key or a new one.
+    pub csr_pem: String,
+}
+
+/// The new certificate. The one before stays good until this one is first used.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewResponse {
+    /// The device's certificate chain, PEM.
+    pub certificate_pem: String,
+}
+
+/// Whether `name` is one that a device may have: 1 to 63 of `[a-z0-9-]`.
+#[must_use]
+pub fn device_name_is_valid(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// How a model stands on the device.
