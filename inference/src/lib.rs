@@ -5,3 +5,4 @@ pub mod backend;
 pub mod constraint;
 pub mod engine;
 pub mod governor;
+pub mod gguf;

@@ -70,8 +70,8 @@ fn weights_come_back_within_each_types_error() {
         (T::Q8_0, 6e-3),
         (T::Q5_1, 0.038),
         (T::Q5_0, 0.042),
-        (T::Q4_1, 0.075),
-        (T::Q4_0, 0.085),
+        (T::Q4_1, 0.078),
+        (T::Q4_0, 0.09),
     ];
     for (ty, bound) in bounds {
         let error = relative_error(ty, &weights(4096, 7));

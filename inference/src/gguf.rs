@@ -1,0 +1,307 @@
+//! GGUF, versions 2 and 3: metadata and tensors of a model file, read through a memory map.
+//!
+//! Invariants:
+//! - Weights are never copied: a [`Tensor`]'s bytes are a slice of the map. Arrays of the metadata
+//!   (a vocabulary has 150 000 strings) stay in the map as well, and are read when asked for.
+//! - A [`Gguf`] that exists is well-formed: every length, offset, type, alignment and name was
+//!   checked with arithmetic that cannot overflow; keys and tensor names are unique; tensors lie
+//!   inside the file and do not overlap.
+//! - No number from the file sizes an allocation before the bytes it speaks of were seen.
+//!
+//! Deliberately absent: version 1, big-endian files, nested arrays, files in several parts. Each
+//! is refused in words. What the keys *mean* is for the modules that read them.
+
+mod read;
+mod value;
+mod write;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+use fulmar_kernels::formats::{FormatError, TensorType};
+use fulmar_kernels::mapped::MappedFile;
+
+pub use value::{Array, Value, ValueType};
+pub use write::{NewValue, TensorWriter, WriteError, Writer};
+
+/// Most key-value pairs in a file.
+pub const VALUES_LEN_MAX: usize = 65_536;
+/// Most tensors in a file.
+pub const TENSORS_LEN_MAX: usize = 65_536;
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 65_535;
+/// Longest string value, in bytes (templates are the long ones).
+pub const STRING_BYTES_MAX: usize = 16 << 20;
+/// Most elements of an array.
+pub const ARRAY_LEN_MAX: usize = 16 << 20;
+/// Longest tensor name, in bytes; ggml has room for 64 with the closing zero.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Most dimensions of a tensor.
+pub const DIMENSIONS_LEN_MAX: usize = 4;
+/// Alignment of tensor data where the file does not say another, in bytes.
+pub const ALIGNMENT_BYTES_DEFAULT: usize = 32;
+/// Largest alignment, in bytes.
+pub const ALIGNMENT_BYTES_MAX: usize = 1 << 20;
+
+/// Why a file was refused, or a value could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufError {
+    /// The file could not be opened or mapped.
+    #[error("open {name}")]
+    Open {
+        /// The file.
+        name: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The first bytes are not those of a GGUF file.
+    #[error("read {name}: not a GGUF file (starts with {found:?}, expected \"GGUF\")")]
+    Magic {
+        /// The file.
+        name: String,
+        /// The first bytes.
+        found: String,
+    },
+    /// A version this program does not read.
+    #[error("read {name}: GGUF version {found}, this program reads 2 and 3{hint}")]
+    Version {
+        /// The file.
+        name: String,
+        /// The version found.
+        found: u32,
+        /// What may be the reason.
+        hint: &'static str,
+    },
+    /// The file ends in the middle of something.
+    #[error("read {what} at byte {at}: needs {needed} bytes, the file has {available} left")]
+    Truncated {
+        /// What was being read.
+        what: String,
+        /// Where.
+        at: usize,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there.
+        available: usize,
+    },
+    /// A number in the file is above a limit of this program.
+    #[error("read {what}: {found} is above the limit of {limit}")]
+    Limit {
+        /// What was being read.
+        what: String,
+        /// The number found.
+        found: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Something in the header breaks the format.
+    #[error("read {what}: {reason}")]
+    Malformed {
+        /// What was being read.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor has a type this program does not know.
+    #[error("read tensor {name:?}")]
+    TensorType {
+        /// The tensor.
+        name: String,
+        /// Which type.
+        source: FormatError,
+    },
+    /// A key is not there.
+    #[error("read key {key:?}: it is missing")]
+    Missing {
+        /// The key.
+        key: String,
+    },
+    /// A key has another type than the reader needs, or its number does not fit.
+    #[error("read key {key:?}: found {found}, expected {expected}")]
+    Type {
+        /// The key.
+        key: String,
+        /// What the file has.
+        found: String,
+        /// What is needed.
+        expected: &'static str,
+    },
+}
+
+/// Where a tensor lies.
+#[derive(Debug, Clone)]
+pub struct TensorInfo {
+    /// Its name, for example `blk.0.attn_q.weight`.
+    pub name: String,
+    /// Dimensions in ggml's order: `shape[0]` is the length of a row, contiguous in memory.
+    /// One to four, none of them 0.
+    pub shape: Vec<usize>,
+    /// The element type.
+    pub ty: TensorType,
+    /// Bytes of the whole tensor.
+    pub size_bytes: usize,
+    place: Place,
+}
+
+impl TensorInfo {
+    /// Elements of the whole tensor.
+    pub fn elements(&self) -> usize {
+        // Bounded by the byte size, which was checked.
+        self.shape.iter().product()
+    }
+
+    /// Rows: the product of all dimensions but the first.
+    pub fn rows(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+}
+
+/// A tensor with its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Tensor<'a> {
+    /// Name, shape and type.
+    pub info: &'a TensorInfo,
+    /// `info.size_bytes` bytes, in rows of `info.shape[0]` values.
+    pub data: &'a [u8],
+}
+
+/// Which bytes of which segment.
+#[derive(Debug, Clone)]
+struct Place {
+    segment: usize,
+    range: Range<usize>,
+}
+
+/// Bytes that tensors lie in.
+#[derive(Debug)]
+enum Segment {
+    Mapped(MappedFile),
+    Owned(Vec<u8>),
+}
+
+impl Deref for Segment {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A model file. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Gguf {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    version: u32,
+    alignment: usize,
+    /// `segments[0]` has the header. More only where the source was not one GGUF file.
+    segments: Vec<Segment>,
+    values: Vec<Entry>,
+    value_index: HashMap<String, usize>,
+    tensors: Vec<TensorInfo>,
+    tensor_index: HashMap<String, usize>,
+}
+
+/// One key with its value and where the value's bytes (type included) stand in the header.
+#[derive(Debug)]
+struct Entry {
+    key: String,
+    value: Value,
+    raw: Range<usize>,
+}
+
+impl Gguf {
+    /// Opens and checks a file.
+    ///
+    /// # Errors
+    /// [`GgufError`].
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let name = path.display().to_string();
+        let file =
+            File::open(path).map_err(|source| GgufError::Open { name: name.clone(), source })?;
+        Self::from_file(file, &name)
+    }
+
+    /// Maps and checks an open file; `name` stands in errors.
+    ///
+    /// # Errors
+    /// [`GgufError`].
+    pub fn from_file(file: File, name: &str) -> Result<Self, GgufError> {
+        let map = MappedFile::open(&file)
+            .map_err(|source| GgufError::Open { name: name.to_owned(), source })?;
+        read::read(Segment::Mapped(map), name)
+    }
+
+    /// Checks a file in memory.
+    ///
+    /// # Errors
+    /// [`GgufError`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
+        read::read(Segment::Owned(bytes), "model in memory")
+    }
+
+    /// The file's name, as given when it was opened.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The format's version, 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.inner.version
+    }
+
+    /// Alignment of tensor data, in bytes.
+    pub fn alignment(&self) -> usize {
+        self.inner.alignment
+    }
+
+    /// Bytes of the whole file (of all files, where there are several).
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.segments.iter().map(|segment| segment.len() as u64).sum()
+    }
+
+    /// Starts reading the whole file ahead, in the background.
+    pub fn prefetch(&self) {
+        for segment in &self.inner.segments {
+            if let Segment::Mapped(map) = segment {
+                map.prefetch();
+            }
+        }
+    }
+
+    /// All keys with their values, in the file's order.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
+        self.inner.values.iter().map(|entry| (entry.key.as_str(), &entry.value))
+    }
+
+    /// All tensors, in the file's order.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.inner.tensors
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        let info = &self.inner.tensors[*self.inner.tensor_index.get(name)?];
+        let data = &self.inner.segments[info.place.segment][info.place.range.clone()];
+        Some(Tensor { info, data })
+    }
+
+    /// The header's bytes: what [`Array`]s point into.
+    fn header(&self) -> &[u8] {
+        &self.inner.segments[0]
+    }
+}
+
+#[cfg(test)]
+mod tests;
