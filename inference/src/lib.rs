@@ -4,5 +4,5 @@
 pub mod backend;
 pub mod constraint;
 pub mod engine;
-pub mod governor;
 pub mod gguf;
+pub mod governor;
