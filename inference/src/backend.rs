@@ -5,6 +5,13 @@
 //! reads the logits back. One token's place in the cache is
 //! `blocks[position / BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS`.
 
+pub mod candle;
+mod check;
+mod plan;
+
+pub use check::{check_batch, check_blocks, output_rows};
+pub use plan::plan;
+
 /// Positions per cache block, the same for every backend.
 pub const BLOCK_TOKENS: usize = 32;
 
@@ -114,6 +121,61 @@ pub enum StepError {
         /// What it said.
         reason: String,
     },
+}
+
+/// Why a model was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// An option asks for nothing or for more than can be.
+    #[error("load with {option} {found}: expected {expected}")]
+    Option {
+        /// Name of the field of [`BackendOptions`].
+        option: &'static str,
+        /// Its value.
+        found: usize,
+        /// What it would have to be.
+        expected: &'static str,
+    },
+    /// A tensor cannot be converted.
+    #[error("load tensor {name}: {reason}")]
+    Tensor {
+        /// The tensor's name.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The backend or its device failed.
+    #[error("start the {backend} backend: {reason}")]
+    Backend {
+        /// The backend's name.
+        backend: &'static str,
+        /// What it said.
+        reason: String,
+    },
+}
+
+impl BackendOptions {
+    /// Refuses options that no backend can serve.
+    ///
+    /// # Errors
+    /// [`LoadError::Option`].
+    pub fn check(&self) -> Result<(), LoadError> {
+        let at_least_1 = [
+            ("threads", self.threads),
+            ("context_tokens_max", self.context_tokens_max),
+            ("kv_blocks", self.kv_blocks),
+            ("batch_tokens_max", self.batch_tokens_max),
+        ];
+        if let Some((option, found)) = at_least_1.into_iter().find(|(_, found)| *found == 0) {
+            return Err(LoadError::Option { option, found, expected: "at least 1" });
+        }
+        // Slots are counted in 32 bits by every backend.
+        if self.kv_blocks > u32::MAX as usize / BLOCK_TOKENS {
+            let (option, found) = ("kv_blocks", self.kv_blocks);
+            return Err(LoadError::Option { option, found, expected: "fewer than 2^27" });
+        }
+        Ok(())
+    }
 }
 
 /// Runs steps of one loaded model. Implementors: `native` and `candle`.

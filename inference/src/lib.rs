@@ -6,3 +6,4 @@ pub mod constraint;
 pub mod engine;
 pub mod gguf;
 pub mod governor;
+pub mod model;

@@ -1,12 +1,38 @@
 //! `fulmar debug`: looks inside models, tokenizers and templates.
+//!
+//! Everything here runs below the engine: no queue, no permit, no audit entry. It is for comparing
+//! this program with others and for finding out what a file is, on a machine one owns.
+
+mod check;
+mod greedy;
+mod logits;
+mod model;
+mod npz;
 
 use std::process::ExitCode;
 
 /// Arguments of `fulmar debug`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Compute the logits of given tokens and write them as a NumPy archive.
+    Logits(logits::Args),
+    /// Continue prompts by the likeliest token: JSON lines in and out.
+    Greedy(greedy::Args),
+    /// Read, plan and load a model file and compute one step; exit 1 and say why if it is refused.
+    Check(check::Args),
+}
 
 /// Runs the command.
-pub(crate) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("run debug: no sub-command is built in yet")
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Logits(args) => logits::run(args),
+        Command::Greedy(args) => greedy::run(args),
+        Command::Check(args) => check::run(args),
+    }
 }
