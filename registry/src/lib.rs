@@ -1,10 +1,21 @@
 //! The signed model registry.
 
+pub mod admission;
 pub mod blobs;
+pub mod catalog;
 pub mod digest;
 pub mod manifest;
 pub mod name;
+pub mod owner;
+pub mod reference;
+#[cfg(test)]
+mod testing;
 
+pub use admission::{Authority, Signed};
+pub use blobs::{BlobError, Blobs, VerifiedFile};
+pub use catalog::{CatalogError, Installed, Slot};
 pub use digest::{Digest, DigestError};
 pub use manifest::{Manifest, ManifestError, ManifestFile};
 pub use name::{ModelName, NameError};
+pub use owner::{OwnerError, OwnerKey};
+pub use reference::{ModelRef, ReferenceError};

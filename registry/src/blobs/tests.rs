@@ -133,7 +133,7 @@ fn one_writer_at_a_time() {
 fn the_limit_counts_promises_too() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = Blobs::open(dir.path(), 100).unwrap();
-    let (a, b) = (described(&bytes(60), vec![]), described(&bytes(61), vec![]));
+    let (a, b) = (described(&bytes(60), Vec::new()), described(&bytes(61), Vec::new()));
     let first = incoming(&blobs, &a);
     match blobs.begin(&b) {
         Err(BlobError::OverLimit { needed: 61, limit: 100, free: 40, .. }) => {}

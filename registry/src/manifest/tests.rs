@@ -1,33 +1,7 @@
 use super::*;
 
 fn manifest() -> Manifest {
-    let bytes = vec![7; 10];
-    let file = ManifestFile::describe(
-        &mut &bytes[..],
-        Vec::new(),
-        FileRole::Weights,
-        "model.gguf",
-        "application/vnd.fulmar.gguf",
-    )
-    .unwrap();
-    Manifest {
-        schema: 1,
-        name: "acme/tiny:v1".parse().unwrap(),
-        release: 1,
-        created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
-        files: vec![file],
-        architecture: "qwen3".into(),
-        parameters: 5_000_000,
-        size_class: SizeClass::of(5_000_000),
-        quantization: "Q8_0".into(),
-        context_tokens: 512,
-        license: "MIT".into(),
-        source: String::new(),
-        template: String::new(),
-        evaluation: Vec::new(),
-        memory_bytes: 0,
-        health: Health::default(),
-    }
+    crate::testing::manifest("acme/tiny:v1", 1, &[7; 10])
 }
 
 fn refused_field(manifest: &Manifest) -> String {
