@@ -8,7 +8,11 @@
 //! Deliberately absent: importance matrices, and the types that need ggml's large code books
 //! (`IQ1_*`, `IQ2_*`, `IQ3_*`): a file with those is refused by the type's name.
 
+mod fit;
+mod k;
 mod simple;
+mod table;
+mod ternary;
 
 /// Bytes behind the values of a whole [`TensorType::I2S`] tensor: the scale, padded.
 pub const I2_S_TAIL_BYTES: usize = 32;
@@ -297,6 +301,18 @@ fn dequantizer(ty: TensorType) -> Option<Dequantizer> {
         T::Q5_0 => simple::dequantize_q5_0,
         T::Q5_1 => simple::dequantize_q5_1,
         T::Q8_0 => simple::dequantize_q8_0,
+        T::Q2K => k::dequantize_q2_k,
+        T::Q3K => k::dequantize_q3_k,
+        T::Q4K => k::dequantize_q4_k,
+        T::Q5K => k::dequantize_q5_k,
+        T::Q6K => k::dequantize_q6_k,
+        T::Q8K => k::dequantize_q8_k,
+        T::Iq4Nl => table::dequantize_iq4_nl,
+        T::Iq4Xs => table::dequantize_iq4_xs,
+        T::Mxfp4 => table::dequantize_mxfp4,
+        T::Tq1_0 => ternary::dequantize_tq1_0,
+        T::Tq2_0 => ternary::dequantize_tq2_0,
+        T::I2S => ternary::dequantize_i2_s,
         _ => return None,
     })
 }
@@ -312,6 +328,16 @@ fn quantizer(ty: TensorType) -> Option<Quantizer> {
         T::Q5_0 => simple::quantize_q5_0,
         T::Q5_1 => simple::quantize_q5_1,
         T::Q8_0 => simple::quantize_q8_0,
+        T::Q2K => fit::quantize_q2_k,
+        T::Q3K => fit::quantize_q3_k,
+        T::Q4K => fit::quantize_q4_k,
+        T::Q5K => fit::quantize_q5_k,
+        T::Q6K => fit::quantize_q6_k,
+        T::Iq4Nl => table::quantize_iq4_nl,
+        T::Mxfp4 => table::quantize_mxfp4,
+        T::Tq1_0 => ternary::quantize_tq1_0,
+        T::Tq2_0 => ternary::quantize_tq2_0,
+        T::I2S => ternary::quantize_i2_s,
         _ => return None,
     })
 }

@@ -72,10 +72,42 @@ fn weights_come_back_within_each_types_error() {
         (T::Q5_0, 0.042),
         (T::Q4_1, 0.078),
         (T::Q4_0, 0.09),
+        (T::Q6K, 0.0175),
+        (T::Q5K, 0.034),
+        (T::Q4K, 0.068),
+        (T::Iq4Nl, 0.075),
+        (T::Mxfp4, 0.13),
+        (T::Q3K, 0.15),
+        (T::Q2K, 0.28),
     ];
     for (ty, bound) in bounds {
         let error = relative_error(ty, &weights(4096, 7));
         assert!(error <= bound, "{ty}: {error} > {bound}");
+    }
+}
+
+#[test]
+fn ternary_values_come_back_exactly() {
+    for ty in [TensorType::Tq1_0, TensorType::Tq2_0, TensorType::I2S] {
+        let values: Vec<f32> =
+            weights(1024, 3).iter().map(|w| (w * 30.0).round().clamp(-1.0, 1.0) * 0.25).collect();
+        assert!(values.contains(&0.25) && values.contains(&-0.25) && values.contains(&0.0));
+        let data = quantize(ty, &values).unwrap();
+        let mut back = vec![9.0; 1024];
+        dequantize(ty, &data, &mut back).unwrap();
+        assert_eq!(values, back, "{ty}");
+    }
+}
+
+#[test]
+fn the_shared_exponent_covers_the_largest_value() {
+    for largest in [1e-30f32, 0.02, 1.0, 6.0, 7.9, 1e30] {
+        let mut values = [0.0; 32];
+        values[3] = -largest;
+        let data = quantize(TensorType::Mxfp4, &values).unwrap();
+        let mut back = [0.0; 32];
+        dequantize(TensorType::Mxfp4, &data, &mut back).unwrap();
+        assert!((back[3] + largest).abs() <= largest * 0.26, "{largest} came back as {}", back[3]);
     }
 }
 
