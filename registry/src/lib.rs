@@ -10,6 +10,7 @@ pub mod owner;
 pub mod reference;
 #[cfg(test)]
 mod testing;
+pub mod trust;
 
 pub use admission::{Authority, Signed};
 pub use blobs::{BlobError, Blobs, VerifiedFile};

@@ -1,0 +1,46 @@
+//! Trust in metadata: a TUF client (specification 1.0.x) and the repository side of it, both
+//! without network, and the rule that two repositories must agree.
+//!
+//! - [`Trusted`] is the verified state of one repository, kept in SQLite.
+//! - [`Refresh`] moves it forward: it asks for files by name and verifies what it is fed.
+//! - [`admit`] lets a model in that the owner's registry and the director both name.
+//!
+//! Invariants: nothing unverified is kept; the time never runs backwards below the highest signed
+//! time; bytes are kept exactly as they were verified; no input panics.
+//!
+//! Deliberately absent: fetching (callers do that), mirrors metadata, succinct delegations.
+
+mod admit;
+mod canonical;
+mod date;
+pub mod director;
+mod envelope;
+mod error;
+mod key;
+mod metadata;
+mod pattern;
+mod refresh;
+mod signing;
+mod state;
+mod trusted;
+
+pub use admit::{Active, Admission, Admitted, Refused, ReleaseFloor, admit, release_floor};
+pub use canonical::{NotCanonical, to_vec as canonical_json};
+pub use date::Date;
+pub use error::TrustError;
+pub use key::{KeyValue, PublicKey};
+pub use metadata::{
+    DelegatedRole, Delegations, FileMeta, Header, RoleKeys, Root, Snapshot, TargetEntry, Targets,
+    Timestamp,
+};
+pub use refresh::{Fetched, Limits, Refresh, Scope, Want};
+pub use signing::{CommandKey, Ed25519Key, KeyError, SigningKey};
+pub use state::{SCHEMA, raise_signed_time, signed_time};
+pub use trusted::{Repo, SEARCH_ROLES_MAX, Trusted};
+
+/// Field of a timestamp's signed part: when it was signed, as a date-time. It raises the signed
+/// time floor.
+pub(crate) const SIGNED_AT_FIELD: &str = "x-fulmar-signed-at";
+
+/// Field of a director's targets: the id of the device they are for.
+pub(crate) const DEVICE_FIELD: &str = "x-fulmar-device";

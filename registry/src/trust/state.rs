@@ -1,0 +1,207 @@
+//! The state of trust in SQLite: every repository's roles as the exact bytes that were verified,
+//! the highest signed time, and the highest release of every model that was admitted.
+
+use rusqlite::{Connection, OptionalExtension, Transaction};
+
+use super::envelope::Loaded;
+use super::error::TrustError;
+use super::metadata::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
+use super::trusted::{Repo, Trusted, verify_top};
+use fulmar_store::Schema;
+
+/// The tables of trust.
+pub const SCHEMA: Schema = Schema {
+    name: "trust",
+    steps: &["
+        CREATE TABLE trust_role (
+            repo TEXT NOT NULL,
+            role TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            bytes BLOB NOT NULL,
+            PRIMARY KEY (repo, role)
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE trust_time (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            signed_s INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE trust_release (
+            target_path TEXT PRIMARY KEY,
+            release INTEGER NOT NULL,
+            digest TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+    "],
+};
+
+impl Trusted {
+    /// Sets the first trusted root of `repo`, which came out of band, and stores it. The same root
+    /// again is no error; `now_s` in seconds since 1970 is the clock, kept as no floor: nobody
+    /// signed it.
+    ///
+    /// # Errors
+    /// [`TrustError::AlreadyTrusted`] when another root is trusted, or the root is not sound.
+    pub fn bootstrap(
+        tx: &Transaction<'_>,
+        repo: Repo,
+        root: &[u8],
+        _now_s: i64,
+    ) -> Result<Self, TrustError> {
+        let mut new = Self::from_root(repo, root.to_vec())?;
+        if let Some(trusted) = Self::load(tx, repo)? {
+            let same = trusted.root.bytes == root;
+            // An older link of the same chain is what a second enrolment brings along.
+            let older = new.root_version() < trusted.root_version();
+            return match same || older {
+                true => Ok(trusted),
+                false => Err(TrustError::AlreadyTrusted {
+                    repo: repo.as_str(),
+                    trusted: trusted.root_version(),
+                }),
+            };
+        }
+        new.time_floor_s = signed_time(tx)?;
+        new.store(tx)?;
+        Ok(new)
+    }
+
+    /// Reads the state of `repo` and verifies it anew; `None` when no root was ever set.
+    ///
+    /// # Errors
+    /// [`TrustError::Damaged`] when the stored bytes do not verify.
+    pub fn load(connection: &Connection, repo: Repo) -> Result<Option<Self>, TrustError> {
+        let mut roles = read_roles(connection, repo)?;
+        let Some(root) = roles.remove(ROOT) else { return Ok(None) };
+        let damaged = |role: &str, source| TrustError::Damaged {
+            repo: repo.as_str(),
+            role: role.to_owned(),
+            source: Box::new(source),
+        };
+        let mut trusted = Self::from_root(repo, root).map_err(|e| damaged(ROOT, e))?;
+        trusted.time_floor_s = signed_time(connection)?;
+        if let Some(bytes) = roles.remove(TIMESTAMP) {
+            let loaded = Loaded::parse(TIMESTAMP, bytes).map_err(|e| damaged(TIMESTAMP, e))?;
+            verify_top(&loaded, TIMESTAMP, &trusted.root).map_err(|e| damaged(TIMESTAMP, e))?;
+            trusted.timestamp = Some(loaded);
+        }
+        if let Some(bytes) = roles.remove(SNAPSHOT) {
+            let loaded = Loaded::parse(SNAPSHOT, bytes).map_err(|e| damaged(SNAPSHOT, e))?;
+            verify_top(&loaded, SNAPSHOT, &trusted.root).map_err(|e| damaged(SNAPSHOT, e))?;
+            trusted.snapshot = Some(loaded);
+        }
+        for (role, bytes) in roles {
+            let loaded = Loaded::parse(&role, bytes).map_err(|e| damaged(&role, e))?;
+            trusted.targets.insert(role, loaded);
+        }
+        // Targets roles whose signatures do not hold, or that the snapshot does not list, stay
+        // unlinked and unused: the snapshot alone protects them against rollback.
+        trusted.relink();
+        Ok(Some(trusted))
+    }
+
+    /// Stores all roles, and the signed time, in the caller's transaction.
+    ///
+    /// # Errors
+    /// [`TrustError::Older`] when a newer state was stored since this one was read.
+    pub fn store(&self, tx: &Transaction<'_>) -> Result<(), TrustError> {
+        let repo = self.repo.as_str();
+        self.refuse_if_older(tx)?;
+        tx.execute("DELETE FROM trust_role WHERE repo = ?1", [repo])?;
+        let mut insert = tx.prepare_cached(
+            "INSERT INTO trust_role (repo, role, version, bytes) VALUES (?1, ?2, ?3, ?4)",
+        )?;
+        for (role, version, bytes) in self.files() {
+            // A delegated role that the snapshot dropped is of no use to anybody.
+            if self.targets.contains_key(role) && role != TARGETS && self.listed(role).is_none() {
+                continue;
+            }
+            insert.execute((repo, role, version as i64, bytes))?;
+        }
+        raise_signed_time(tx, self.time_floor_s)
+    }
+
+    /// Two refreshes may run at once; the one that began with less must not win by being last.
+    fn refuse_if_older(&self, tx: &Transaction<'_>) -> Result<(), TrustError> {
+        let older = |role: &str, stored, found| TrustError::Older {
+            repo: self.repo.as_str(),
+            role: role.to_owned(),
+            stored,
+            found,
+        };
+        let stored_root = stored_version(tx, self.repo, ROOT)?.unwrap_or(0);
+        if stored_root > self.root_version() {
+            return Err(older(ROOT, stored_root, self.root_version()));
+        }
+        // Under a newer root, versions may have gone back: that is the recovery of 5.3.11.
+        if stored_root < self.root_version() {
+            return Ok(());
+        }
+        for (role, found) in
+            [(TIMESTAMP, self.timestamp_version()), (SNAPSHOT, self.snapshot_version())]
+        {
+            let stored = stored_version(tx, self.repo, role)?.unwrap_or(0);
+            if stored > found.unwrap_or(0) {
+                return Err(older(role, stored, found.unwrap_or(0)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all trust in `repo`: the way out when its keys are lost. Until the next bootstrap
+    /// nothing new is admitted. The signed time and the releases seen stay.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn forget(tx: &Transaction<'_>, repo: Repo) -> Result<(), TrustError> {
+        tx.execute("DELETE FROM trust_role WHERE repo = ?1", [repo.as_str()])?;
+        Ok(())
+    }
+}
+
+fn read_roles(
+    connection: &Connection,
+    repo: Repo,
+) -> Result<std::collections::BTreeMap<String, Vec<u8>>, TrustError> {
+    let mut statement =
+        connection.prepare_cached("SELECT role, bytes FROM trust_role WHERE repo = ?1")?;
+    let rows = statement.query_map([repo.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn stored_version(
+    connection: &Connection,
+    repo: Repo,
+    role: &str,
+) -> Result<Option<u64>, TrustError> {
+    let version: Option<i64> = connection
+        .query_row(
+            "SELECT version FROM trust_role WHERE repo = ?1 AND role = ?2",
+            (repo.as_str(), role),
+            |row| row.get(0),
+        )
+        .optional()?;
+    Ok(version.map(|v| v.max(0) as u64))
+}
+
+/// The highest signed time that this device has seen, in seconds since 1970; 0 at first. The time
+/// to judge any expiry by (metadata, certificates, tokens) is the later of this and the clock.
+///
+/// # Errors
+/// What the database says.
+pub fn signed_time(connection: &Connection) -> Result<i64, TrustError> {
+    Ok(connection
+        .query_row("SELECT signed_s FROM trust_time WHERE id = 1", [], |row| row.get(0))
+        .optional()?
+        .unwrap_or(0))
+}
+
+/// Raises the signed time to `signed_s`, if it is later. Only for times out of verified messages.
+///
+/// # Errors
+/// What the database says.
+pub fn raise_signed_time(tx: &Transaction<'_>, signed_s: i64) -> Result<(), TrustError> {
+    tx.execute(
+        "INSERT INTO trust_time (id, signed_s) VALUES (1, ?1)
+         ON CONFLICT (id) DO UPDATE SET signed_s = max(signed_s, excluded.signed_s)",
+        [signed_s],
+    )?;
+    Ok(())
+}
