@@ -67,7 +67,7 @@ pub enum Refused {
         target_path: String,
         /// Why.
         #[source]
-        source: TrustError,
+        source: Box<TrustError>,
     },
     /// A repository does not name the target.
     #[error("admit {target_path}: the {} repository does not name it{}", .repo.as_str(), unnamed_hint(*.repo))]
@@ -212,7 +212,10 @@ fn entry<'a>(
     target_path: &str,
     now_s: i64,
 ) -> Result<&'a TargetEntry, Refused> {
-    let refuse = |source| Refused::Metadata { target_path: target_path.to_owned(), source };
+    let refuse = |source| Refused::Metadata {
+        target_path: target_path.to_owned(),
+        source: Box::new(source),
+    };
     let unnamed = || Refused::NotNamed { target_path: target_path.to_owned(), repo };
     if trusted.repo() != repo {
         return Err(unnamed());

@@ -231,7 +231,7 @@ impl Trusted {
             // 5.6.7.2: in order of appearance; after a terminating one, no other role is asked.
             let mut children = Vec::new();
             for child in delegations.roles.iter().filter(|child| child.covers(path)) {
-                children.push([chain.as_slice(), &[child.name.clone()]].concat());
+                children.push([chain.as_slice(), std::slice::from_ref(&child.name)].concat());
                 if child.terminating {
                     stack.clear();
                     break;
