@@ -15,7 +15,10 @@
 mod family;
 mod fields;
 mod rope;
+pub mod sample;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 pub use family::Family;
 pub use rope::{Rope, RotaryKind};
@@ -228,10 +231,11 @@ impl Architecture {
         let family = Family::of(gguf)?;
         let dims = fields::Dimensions::read(gguf, family)?;
         let mut tensors = tensors::Claims::new(gguf, family);
-        let ropes = rope::read(gguf, family, &dims, &mut tensors)?;
         let layers = (0..dims.layers)
             .map(|index| tensors.layer(index, &dims))
             .collect::<Result<Vec<_>, _>>()?;
+        // After the layers, whose tensors prove that a head is as long as the metadata says.
+        let ropes = rope::read(gguf, family, &dims, &mut tensors)?;
         let token_embedding =
             tensors.required("token_embd.weight", &[dims.embedding_len, dims.vocab_len])?;
         let output_norm = tensors.required("output_norm.weight", &[dims.embedding_len])?;

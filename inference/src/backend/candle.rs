@@ -9,6 +9,8 @@
 //! `native` backend.
 
 mod attention;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use candle_core::{Device, Tensor};

@@ -22,6 +22,8 @@ pub struct Family {
     pub post_norms: bool,
     /// Whether embeddings are multiplied by the square root of their length (Gemma).
     pub embedding_scaled: bool,
+    /// Whether files have short and long rotary factors, and rotate a part of each head (Phi).
+    pub rope_factors: bool,
     /// Which layers have the window that `attention.sliding_window` says.
     pub windows: Windows,
     /// The size at which attention is scaled by the embedding's share of a head instead of by the
@@ -54,6 +56,7 @@ const PLAIN: Family = Family {
     sub_norms: false,
     post_norms: false,
     embedding_scaled: false,
+    rope_factors: false,
     windows: Windows::Never,
     wide_query_layers: None,
 };
@@ -64,7 +67,7 @@ pub(super) static FAMILIES: [Family; 7] = [
     Family { name: "llama", rotary: RotaryKind::Adjacent, ..PLAIN },
     Family { name: "qwen2", ..PLAIN },
     Family { name: "qwen3", head_norms: true, ..PLAIN },
-    Family { name: "phi3", fused: true, windows: Windows::Every, ..PLAIN },
+    Family { name: "phi3", fused: true, rope_factors: true, windows: Windows::Every, ..PLAIN },
     Family {
         name: "gemma3",
         activation: Activation::GeluTanh,

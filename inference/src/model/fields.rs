@@ -56,7 +56,7 @@ impl Dimensions {
         let (embedding_len, vocab_len) = embedding(&fields)?;
         let heads = fields.length("attention.head_count")?;
         let kv_heads = fields.length_or("attention.head_count_kv", heads)?;
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             let expected = format!("a divisor of attention.head_count, {heads}");
             return Err(fields.wrong("attention.head_count_kv", kv_heads, expected));
         }
@@ -133,7 +133,7 @@ fn head_dims(
 ) -> Result<usize, ArchitectureError> {
     let dims = match fields.length_if("attention.key_length")? {
         Some(dims) => dims,
-        None if embedding_len % heads == 0 => embedding_len / heads,
+        None if embedding_len.is_multiple_of(heads) => embedding_len / heads,
         None => {
             let expected = format!(
                 "a divisor of embedding_length, {embedding_len}, as there is no attention.key_length"
@@ -141,14 +141,14 @@ fn head_dims(
             return Err(fields.wrong("attention.head_count", heads, expected));
         }
     };
+    if heads.checked_mul(dims).is_none_or(|len| len > u32::MAX as usize) {
+        let expected = format!("a length that {heads} heads can have");
+        return Err(fields.wrong("attention.key_length", dims, expected));
+    }
     let value_dims = fields.length_or("attention.value_length", dims)?;
     if value_dims != dims {
         let expected = format!("attention.key_length, {dims}");
         return Err(fields.wrong("attention.value_length", value_dims, expected));
-    }
-    if heads.checked_mul(dims).is_none_or(|len| len > u32::MAX as usize) {
-        let expected = format!("a length that {heads} heads can have");
-        return Err(fields.wrong("attention.key_length", dims, expected));
     }
     Ok(dims)
 }

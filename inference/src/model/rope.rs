@@ -75,8 +75,11 @@ pub(super) fn read(
     let scaling = scaling(&fields, original)?;
     let pairs = rotated / 2;
     let factors = tensors.values("rope_freqs.weight", pairs)?;
-    let short = tensors.values("rope_factors_short.weight", pairs)?;
-    let long = tensors.values("rope_factors_long.weight", pairs)?;
+    let (mut short, mut long) = (None, None);
+    if family.rope_factors {
+        short = tensors.values("rope_factors_short.weight", pairs)?;
+        long = tensors.values("rope_factors_long.weight", pairs)?;
+    }
     if short.is_some() != long.is_some() {
         let name =
             if short.is_some() { "rope_factors_long.weight" } else { "rope_factors_short.weight" };

@@ -1,0 +1,157 @@
+use fulmar_kernels::formats::TensorType;
+
+use crate::backend::{
+    BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, Rows, Span, StepOutput, candle,
+};
+use crate::model::Architecture;
+use crate::model::sample::Sample;
+
+const TOKENS: usize = 70;
+
+fn options(kv_type: KvType) -> BackendOptions {
+    BackendOptions {
+        threads: 1,
+        context_tokens_max: 128,
+        kv_blocks: 16,
+        kv_type,
+        batch_tokens_max: 128,
+        cache_dir: None,
+    }
+}
+
+fn load(sample: &Sample, kv_type: KvType) -> (Box<dyn Backend>, Architecture) {
+    let gguf = sample.gguf().expect("a sample");
+    let architecture = Architecture::from_gguf(&gguf).expect("read");
+    let backend = candle::load(&gguf, &architecture, &options(kv_type)).expect("loaded");
+    (backend, architecture)
+}
+
+fn tokens(seed: usize) -> Vec<u32> {
+    (0..TOKENS).map(|i| ((i * i * 31 + i * 17 + seed * 101) % 269) as u32).collect()
+}
+
+fn run(backend: &mut dyn Backend, tokens: &[u32], spans: &[Span<'_>]) -> Vec<f32> {
+    let mut output = StepOutput::default();
+    let batch = Batch { tokens, spans, hidden: false };
+    backend.step(&batch, &mut output).expect("a step");
+    output.values
+}
+
+fn span<'a>(start: usize, len: usize, position: usize, blocks: &'a [u32], rows: Rows) -> Span<'a> {
+    Span { start, len, position, blocks, rows }
+}
+
+/// The last row's logits of the whole sequence at once.
+fn at_once(backend: &mut dyn Backend, tokens: &[u32]) -> Vec<f32> {
+    run(backend, tokens, &[span(0, tokens.len(), 0, &[0, 1, 2], Rows::Last)])
+}
+
+fn assert_close(found: &[f32], expected: &[f32], nmse_max: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let square = |v: f64| v * v;
+    let error: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
+    let power: f64 = expected.iter().map(|b| square(f64::from(*b))).sum();
+    assert!(power > 0.0 && error / power <= nmse_max, "{what}: {}", error / power);
+}
+
+#[test]
+fn a_sequence_in_pieces_gives_what_it_gives_at_once_in_every_family() {
+    for family in Sample::families() {
+        let (mut backend, _) = load(&Sample::of(family), KvType::F32);
+        let tokens = tokens(1);
+        let expected = at_once(backend.as_mut(), &tokens);
+        let blocks = [5, 9, 7];
+        for (from, to) in [(0, 1), (1, 37), (37, 69)] {
+            let none = span(0, to - from, from, &blocks, Rows::None);
+            assert!(run(backend.as_mut(), &tokens[from..to], &[none]).is_empty());
+        }
+        let last = span(0, 1, 69, &blocks, Rows::Last);
+        let found = run(backend.as_mut(), &tokens[69..], &[last]);
+        assert_close(&found, &expected, 1e-10, family);
+    }
+}
+
+#[test]
+fn sequences_together_give_what_each_gives_alone_in_every_family() {
+    for family in Sample::families() {
+        let (mut backend, architecture) = load(&Sample::of(family), KvType::F32);
+        let (one, two) = (tokens(1), tokens(2));
+        let expected_one = at_once(backend.as_mut(), &one);
+        let expected_two = at_once(backend.as_mut(), &two[..33]);
+        let (blocks_one, blocks_two) = ([8, 3, 11], [4, 10]);
+        let first = span(0, 60, 0, &blocks_one, Rows::None);
+        run(backend.as_mut(), &one[..60], &[first]);
+        let both = [one[60..].to_vec(), two[..33].to_vec()].concat();
+        let spans =
+            [span(0, 10, 60, &blocks_one, Rows::Last), span(10, 33, 0, &blocks_two, Rows::All)];
+        let found = run(backend.as_mut(), &both, &spans);
+        let vocab = architecture.vocab_len;
+        assert_eq!(found.len(), 34 * vocab);
+        assert_close(&found[..vocab], &expected_one, 1e-10, family);
+        assert_close(&found[33 * vocab..], &expected_two, 1e-10, family);
+    }
+}
+
+#[test]
+fn a_copied_block_serves_as_the_original() {
+    let (mut backend, _) = load(&Sample::of("llama"), KvType::F16);
+    let tokens = tokens(3);
+    let expected = at_once(backend.as_mut(), &tokens);
+    backend.copy_blocks(&[(0, 12), (1, 13)]).expect("blocks exist");
+    let blocks = [12, 13, 14];
+    let rest = &tokens[2 * BLOCK_TOKENS..];
+    let tail = span(0, rest.len(), 2 * BLOCK_TOKENS, &blocks, Rows::Last);
+    assert_close(&run(backend.as_mut(), rest, &[tail]), &expected, 1e-10, "copy");
+    assert!(backend.copy_blocks(&[(0, 16)]).is_err());
+}
+
+#[test]
+fn narrower_caches_cost_little_and_are_smaller() {
+    for family in ["qwen3", "gemma3"] {
+        let (mut exact, _) = load(&Sample::of(family), KvType::F32);
+        let expected = at_once(exact.as_mut(), &tokens(4));
+        for (kv_type, nmse_max) in [(KvType::F16, 2e-5), (KvType::Q8, 3e-3)] {
+            let (mut narrow, _) = load(&Sample::of(family), kv_type);
+            let found = at_once(narrow.as_mut(), &tokens(4));
+            assert_close(&found, &expected, nmse_max, family);
+            assert!(narrow.memory().kv_bytes < exact.memory().kv_bytes);
+        }
+    }
+}
+
+#[test]
+fn the_hidden_state_is_the_heads_input() {
+    let (mut backend, architecture) = load(&Sample::of("qwen2"), KvType::F32);
+    let tokens = tokens(5);
+    let mut output = StepOutput::default();
+    let spans = [span(0, 8, 0, &[0], Rows::All)];
+    let batch = Batch { tokens: &tokens[..8], spans: &spans, hidden: true };
+    backend.step(&batch, &mut output).expect("a step");
+    assert_eq!(output.width, architecture.embedding_len);
+    assert_eq!(output.values.len(), 8 * architecture.embedding_len);
+}
+
+#[test]
+fn what_is_planned_is_what_is_held() {
+    for (family, ty) in [("phi3", TensorType::F32), ("bitnet", TensorType::Q8_0)] {
+        let sample = Sample { weight_type: ty, ..Sample::of(family) };
+        let gguf = sample.gguf().expect("a sample");
+        let architecture = Architecture::from_gguf(&gguf).expect("read");
+        let planned = candle::plan(&gguf, &architecture, &options(KvType::F16));
+        let (backend, _) = load(&sample, KvType::F16);
+        let held = backend.memory();
+        assert_eq!((planned.kv_bytes, planned.scratch_bytes), (held.kv_bytes, held.scratch_bytes));
+        assert!(planned.weights_bytes >= held.weights_bytes);
+        assert!(planned.weights_bytes < held.weights_bytes + held.weights_bytes / 20);
+    }
+}
+
+#[test]
+fn a_batch_against_the_rules_is_an_error_and_the_next_one_runs() {
+    let (mut backend, _) = load(&Sample::of("llama"), KvType::F32);
+    let mut output = StepOutput::default();
+    let spans = [span(0, 1, 0, &[99], Rows::Last)];
+    let batch = Batch { tokens: &[1], spans: &spans, hidden: false };
+    assert!(backend.step(&batch, &mut output).is_err());
+    assert!(!at_once(backend.as_mut(), &tokens(6)).is_empty());
+}
