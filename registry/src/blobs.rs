@@ -449,6 +449,23 @@ impl Blobs {
         Ok(paths.iter().filter_map(|path| sized(path, ".part")).collect())
     }
 
+    /// Blobs that failed verification, with their bytes.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn list_quarantined(&self) -> Result<Vec<(Digest, u64)>, BlobError> {
+        let paths = entries(&self.inner.dir.join("quarantine"))?;
+        Ok(paths.iter().filter_map(|path| sized(path, "")).collect())
+    }
+
+    /// Frees a blob that failed verification.
+    ///
+    /// # Errors
+    /// [`BlobError::Io`].
+    pub fn remove_quarantined(&self, digest: &Digest) -> Result<(), BlobError> {
+        self.inner.files.remove(&self.inner.dir.join("quarantine").join(digest.hex()))
+    }
+
     /// How full the store is.
     ///
     /// # Errors

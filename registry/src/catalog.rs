@@ -18,6 +18,7 @@ use rusqlite::{OptionalExtension, Transaction};
 use crate::admission::{Authority, Signed};
 use crate::blobs::Blobs;
 use crate::manifest::ManifestError;
+use crate::trust::TrustError;
 use crate::{Digest, ModelName, ModelRef};
 
 mod query;
@@ -158,6 +159,9 @@ pub enum CatalogError {
     /// The manifest in a row does not parse.
     #[error("read a model's manifest from the catalog: {0}")]
     Manifest(#[from] ManifestError),
+    /// The release could not be recorded for later admissions.
+    #[error("record an admission: {0}")]
+    Trust(#[from] Box<TrustError>),
     /// The database refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -210,6 +214,9 @@ pub fn install(
         }
     }
     raise_floor(tx, signed)?;
+    if let Some(admitted) = signed.admitted() {
+        admitted.record(tx).map_err(Box::new)?;
+    }
     // Checked on the way in: both fit SQLite's signed integers.
     tx.execute(
         "INSERT INTO model (name, digest, release, manifest, authority, signature, installed_at_s)

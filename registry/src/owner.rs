@@ -9,7 +9,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 use crate::Digest;
-use crate::admission::{Authority, Signed};
+use crate::admission::Signed;
 use crate::manifest::{Manifest, ManifestError};
 
 /// Put before the manifest's bytes when they are signed, so that the signature means nothing else.
@@ -136,8 +136,7 @@ impl OwnerKey {
     pub fn sign(&self, manifest: &Manifest) -> Result<Signed, OwnerError> {
         let bytes = manifest.to_bytes()?;
         let signature = self.pair.sign(&message(&bytes)).as_ref().to_vec();
-        let authority = Authority::LocalOwner { key_id: self.key_id };
-        Ok(Signed::new(bytes, authority, signature)?)
+        Ok(Signed::by_owner(bytes, self.key_id, signature)?)
     }
 
     /// Checks that this key signed these bytes.

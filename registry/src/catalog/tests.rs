@@ -14,7 +14,8 @@ struct Device {
 fn device() -> Device {
     let dir = tempfile::tempdir().unwrap();
     Device {
-        store: Store::open(&dir.path().join("state.db"), &[&SCHEMA]).unwrap(),
+        store: Store::open(&dir.path().join("state.db"), &[&SCHEMA, &crate::trust::SCHEMA])
+            .unwrap(),
         blobs: Blobs::open(dir.path(), 1 << 30).unwrap(),
         owner: OwnerKey::open_or_create(&dir.path().join("owner.key")).unwrap(),
         _dir: dir,
