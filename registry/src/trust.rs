@@ -20,6 +20,7 @@ mod key;
 mod metadata;
 mod pattern;
 mod refresh;
+pub mod repository;
 mod signing;
 mod state;
 mod trusted;
@@ -44,3 +45,6 @@ pub(crate) const SIGNED_AT_FIELD: &str = "x-fulmar-signed-at";
 
 /// Field of a director's targets: the id of the device they are for.
 pub(crate) const DEVICE_FIELD: &str = "x-fulmar-device";
+
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,15 @@ impl<B: Body> Loaded<B> {
         Ok(Self { bytes, canonical, signatures: envelope.signatures, body })
     }
 
+    /// The bytes that signatures are over.
+    pub(crate) fn canonical(&self) -> &[u8] {
+        &self.canonical
+    }
+
+    pub(crate) fn signatures(&self) -> &[Signature] {
+        &self.signatures
+    }
+
     pub(crate) fn version(&self) -> u64 {
         self.body.header().version
     }
