@@ -11,7 +11,6 @@ use super::date::Date;
 use super::error::TrustError;
 use super::metadata::TargetEntry;
 use super::trusted::{Found, Repo, Trusted};
-use crate::admission::{Authority, Signed};
 use crate::{Digest, ModelName};
 
 /// What an admission is held against besides the two repositories.
@@ -112,14 +111,6 @@ pub enum Refused {
         expected: String,
         /// The device named.
         found: String,
-    },
-    /// The manifest is not the admitted one.
-    #[error("admit the manifest of {target_path}: {reason}")]
-    Manifest {
-        /// The target.
-        target_path: String,
-        /// What is wrong with it.
-        reason: String,
     },
     /// The release counter goes back.
     #[error(
@@ -320,39 +311,6 @@ impl Admitted {
     #[must_use]
     pub fn director_version(&self) -> u64 {
         self.director_version
-    }
-
-    /// The manifest that was admitted, out of the bytes that were fetched for it: the one way from
-    /// metadata to the catalog.
-    ///
-    /// # Errors
-    /// [`Refused::Manifest`] for other bytes than those named, or a manifest that says another name
-    /// or release than its target.
-    pub fn manifest(&self, bytes: Vec<u8>) -> Result<Signed, Refused> {
-        let refuse = |reason| Refused::Manifest { target_path: self.target_path.clone(), reason };
-        let found = Digest::of(&bytes);
-        if bytes.len() as u64 != self.length || found != self.digest {
-            let (length, digest) = (self.length, self.digest);
-            return Err(refuse(format!(
-                "expected {length} bytes with {digest}, found {} with {found}",
-                bytes.len()
-            )));
-        }
-        let authority = Authority::TwoRepositories {
-            registry_version: self.registry_version,
-            director_version: self.director_version,
-        };
-        let signed =
-            Signed::new(bytes, authority, Vec::new()).map_err(|e| refuse(e.to_string()))?;
-        let manifest = signed.manifest();
-        if manifest.name != self.name {
-            return Err(refuse(format!("it is the manifest of {}", manifest.name)));
-        }
-        if manifest.release != self.release {
-            let (is, says) = (self.release, manifest.release);
-            return Err(refuse(format!("the target is release {is}, the manifest says {says}")));
-        }
-        Ok(signed)
     }
 
     /// Records this release, so that no older one is admitted after it. To be called in the
