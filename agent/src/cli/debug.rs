@@ -8,6 +8,7 @@ mod greedy;
 mod logits;
 mod model;
 mod npz;
+mod sample;
 
 use std::process::ExitCode;
 
@@ -26,6 +27,8 @@ enum Command {
     Greedy(greedy::Args),
     /// Read, plan and load a model file and compute one step; exit 1 and say why if it is refused.
     Check(check::Args),
+    /// Write a small model with random weights.
+    Sample(sample::Args),
 }
 
 /// Runs the command.
@@ -34,5 +37,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Logits(args) => logits::run(args),
         Command::Greedy(args) => greedy::run(args),
         Command::Check(args) => check::run(args),
+        Command::Sample(args) => sample::run(args),
     }
 }

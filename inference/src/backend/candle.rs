@@ -33,10 +33,20 @@ pub fn load(
     architecture: &Architecture,
     options: &BackendOptions,
 ) -> Result<Box<dyn Backend>, LoadError> {
+    load_within(DENSE_BYTES_MAX, gguf, architecture, options)
+}
+
+/// [`load`], dequantising at most `dense_bytes_max` of projections.
+fn load_within(
+    dense_bytes_max: u64,
+    gguf: &Gguf,
+    architecture: &Architecture,
+    options: &BackendOptions,
+) -> Result<Box<dyn Backend>, LoadError> {
     options.check()?;
-    let device = device();
+    let source = Source::new(gguf, architecture, device(), dense_bytes_max);
     let pool = pool(options.threads)?;
-    let loaded = pool.install(|| Decoder::load(gguf, architecture, options, device));
+    let loaded = pool.install(|| Decoder::load(source, architecture, options));
     Ok(Box::new(Candle { decoder: loaded?, pool }))
 }
 
@@ -194,12 +204,11 @@ fn normed(norm: Option<&Norm>, x: Tensor) -> candle_core::Result<Tensor> {
 
 impl Decoder {
     fn load(
-        gguf: &Gguf,
+        mut source: Source,
         architecture: &Architecture,
         options: &BackendOptions,
-        device: Device,
     ) -> Result<Self, LoadError> {
-        let mut source = Source::new(gguf, architecture, device.clone());
+        let device = source.device().clone();
         source.check_rows(&architecture.token_embedding, architecture.embedding_len)?;
         let blocks = architecture
             .layers

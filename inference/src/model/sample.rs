@@ -230,8 +230,12 @@ impl Building {
         rows: usize,
         gain: f32,
     ) -> Result<(), SampleError> {
-        let fits = columns.is_multiple_of(self.ty.block_len());
-        let ty = if fits { self.ty } else { TensorType::F32 };
+        let ty = match self.ty {
+            ty if !columns.is_multiple_of(ty.block_len()) => TensorType::F32,
+            // Its one scale per tensor rules out single rows, so published files have these in F16.
+            TensorType::I2S if !name.starts_with("blk.") => TensorType::F16,
+            ty => ty,
+        };
         let spread =
             gain / if name.starts_with("token_embd") { 1.0 } else { (columns as f32).sqrt() };
         let values: Vec<f32> = (0..rows * columns).map(|_| self.noise.next() * spread).collect();

@@ -155,3 +155,29 @@ fn a_batch_against_the_rules_is_an_error_and_the_next_one_runs() {
     assert!(backend.step(&batch, &mut output).is_err());
     assert!(!at_once(backend.as_mut(), &tokens(6)).is_empty());
 }
+
+#[test]
+fn weights_that_stay_in_the_files_type_cost_what_rounded_activations_cost() {
+    use TensorType::{Bf16, F16, I2S, Q4_0, Q4K, Q5_1, Q6K, Q8_0, Tq2_0};
+    for ty in [F16, Bf16, Q4_0, Q5_1, Q8_0, Q4K, Q6K, Tq2_0, I2S] {
+        let family = if ty == I2S { "bitnet-b1.58" } else { "phi3" };
+        let sample = Sample {
+            embedding_len: 256,
+            heads: 4,
+            kv_heads: 2,
+            head_dims: 64,
+            feed_forward_len: 256,
+            weight_type: ty,
+            ..Sample::of(family)
+        };
+        let (mut dense, architecture) = load(&sample, KvType::F32);
+        let expected = at_once(dense.as_mut(), &tokens(7));
+        let gguf = sample.gguf().expect("a sample");
+        let mut packed =
+            candle::load_within(0, &gguf, &architecture, &options(KvType::F32)).expect("loaded");
+        let found = at_once(packed.as_mut(), &tokens(7));
+        let streamed = matches!(ty, F16 | Bf16 | Tq2_0 | I2S);
+        assert_close(&found, &expected, if streamed { 1e-10 } else { 2e-2 }, ty.name());
+        assert!(packed.memory().weights_bytes < dense.memory().weights_bytes / 3, "{}", ty.name());
+    }
+}

@@ -50,7 +50,7 @@ enum Weight {
     Dense(Tensor),
     Half(Tensor),
     Quantized(QMatMul),
-    Streamed { gguf: Gguf, linear: Linear },
+    Streamed { gguf: Gguf, linear: Linear, rows: usize },
 }
 
 /// A root-mean-square norm over the last dimension.
@@ -145,26 +145,27 @@ fn read_rows(
     let refused = |reason: String| LoadError::Tensor { name: name.to_owned(), reason };
     let tensor = gguf.tensor(name).ok_or_else(|| refused("not in the file".to_owned()))?;
     let mut values = vec![0.0_f32; rows * columns];
-    let bytes = row_slice(tensor.data, tensor.info.ty, columns, first, rows)
-        .ok_or_else(|| refused(format!("rows {first} to {} are not in it", first + rows)))?;
+    let bytes = row_slice(&tensor, columns, first, rows).ok_or_else(|| {
+        let (ty, end) = (tensor.info.ty.name(), first + rows);
+        refused(format!("rows {first} to {end} of it cannot be read alone, type {ty}"))
+    })?;
     dequantize(tensor.info.ty, bytes, &mut values).map_err(|error| refused(error.to_string()))?;
     Ok(values)
 }
 
-/// The bytes of whole rows. Types with a scale for the whole tensor have only all of them.
-fn row_slice(
-    data: &[u8],
-    ty: TensorType,
+/// The bytes of whole rows. A type with one scale for the whole tensor has only all of them.
+fn row_slice<'a>(
+    tensor: &crate::gguf::Tensor<'a>,
     columns: usize,
     first: usize,
     rows: usize,
-) -> Option<&[u8]> {
-    let row_bytes = ty.row_bytes(columns)?;
-    if ty == TensorType::I2S {
-        return (first == 0 && data.len() / row_bytes.max(1) == rows).then_some(data);
+) -> Option<&'a [u8]> {
+    if tensor.info.ty == TensorType::I2S {
+        return (first == 0 && tensor.info.rows() == rows).then_some(tensor.data);
     }
+    let row_bytes = tensor.info.ty.row_bytes(columns)?;
     let start = first.checked_mul(row_bytes)?;
-    data.get(start..start.checked_add(rows.checked_mul(row_bytes)?)?)
+    tensor.data.get(start..start.checked_add(rows.checked_mul(row_bytes)?)?)
 }
 
 fn backend_error(error: &candle_core::Error) -> LoadError {
@@ -172,14 +173,24 @@ fn backend_error(error: &candle_core::Error) -> LoadError {
 }
 
 impl Source {
-    pub(super) fn new(gguf: &Gguf, architecture: &Architecture, device: Device) -> Self {
+    pub(super) fn new(
+        gguf: &Gguf,
+        architecture: &Architecture,
+        device: Device,
+        dense_bytes_max: u64,
+    ) -> Self {
         Self {
             gguf: gguf.clone(),
             device,
             norm_epsilon: f64::from(architecture.norm_epsilon),
-            dense: dense_bytes(architecture) <= DENSE_BYTES_MAX,
+            dense: dense_bytes(architecture) <= dense_bytes_max,
             held_bytes: 0,
         }
+    }
+
+    /// Where the tensors go.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Bytes of all tensors handed out.
@@ -246,21 +257,29 @@ impl Source {
             Form::Half(ty) => Ok(Weight::Half(dense()?.to_dtype(ty)?)),
             Form::Streamed => {
                 // Proves the type before a step has to.
-                read_rows(&self.gguf, name, linear.inputs, first, 1)?;
-                Ok(Weight::Streamed { gguf: self.gguf.clone(), linear: linear.clone() })
+                let rows = self.rows_at_once(linear);
+                read_rows(&self.gguf, name, linear.inputs, first, rows)?;
+                Ok(Weight::Streamed { gguf: self.gguf.clone(), linear: linear.clone(), rows })
             }
             Form::Quantized(known) => {
                 let bytes = self
                     .gguf
                     .tensor(name)
-                    .and_then(|t| {
-                        row_slice(t.data, t.info.ty, linear.inputs, first, linear.outputs)
-                    })
+                    .and_then(|t| row_slice(&t, linear.inputs, first, linear.outputs))
                     .unwrap_or_default();
                 let storage = QStorage::from_data(aligned(bytes), &self.device, known)?;
                 Ok(Weight::Quantized(QMatMul::from_qtensor(QTensor::new(storage, shape)?)?))
             }
         }
+    }
+
+    /// Rows that are dequantised at a time where a projection stays in the file.
+    fn rows_at_once(&self, linear: &Linear) -> usize {
+        let tensor = self.gguf.tensor(&linear.tensor);
+        if tensor.is_some_and(|tensor| tensor.info.ty == TensorType::I2S) {
+            return linear.outputs;
+        }
+        (STREAM_VALUES_MAX / linear.inputs).clamp(1, linear.outputs)
     }
 
     /// The embeddings of tokens, `[tokens, columns]`.
@@ -316,7 +335,7 @@ impl Projection {
                 x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?
             }
             Weight::Quantized(weight) => weight.forward(&x.contiguous()?)?,
-            Weight::Streamed { gguf, linear } => streamed(gguf, linear, x)?,
+            Weight::Streamed { gguf, linear, rows } => streamed(gguf, linear, *rows, x)?,
         };
         if self.scale != 1.0 {
             y = (y * self.scale)?;
@@ -329,12 +348,7 @@ impl Projection {
 }
 
 /// The product with rows that are dequantised a few at a time.
-fn streamed(gguf: &Gguf, linear: &Linear, x: &Tensor) -> candle_core::Result<Tensor> {
-    let whole = gguf.tensor(&linear.tensor).is_some_and(|t| t.info.ty == TensorType::I2S);
-    let step = match whole {
-        true => linear.outputs,
-        false => (STREAM_VALUES_MAX / linear.inputs).max(1),
-    };
+fn streamed(gguf: &Gguf, linear: &Linear, step: usize, x: &Tensor) -> candle_core::Result<Tensor> {
     let mut parts = Vec::new();
     for first in (0..linear.outputs).step_by(step) {
         let rows = step.min(linear.outputs - first);
