@@ -39,6 +39,13 @@ pub use signing::{CommandKey, Ed25519Key, KeyError, SigningKey};
 pub use state::{SCHEMA, raise_signed_time, signed_time};
 pub use trusted::{Repo, SEARCH_ROLES_MAX, Trusted};
 
+/// The file name of a role without a version: percent-encoded, so safe as a name in one folder and
+/// as a URL segment.
+#[must_use]
+pub fn role_file_name(role: &str) -> String {
+    format!("{}.json", metadata::encoded(role))
+}
+
 /// Field of a timestamp's signed part: when it was signed, as a date-time. It raises the signed
 /// time floor.
 pub(crate) const SIGNED_AT_FIELD: &str = "x-fulmar-signed-at";
