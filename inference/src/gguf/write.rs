@@ -267,7 +267,7 @@ impl Writer {
     /// [`WriteError::Io`].
     pub fn begin<W: Write>(self, mut out: W) -> Result<TensorWriter<W>, WriteError> {
         out.write_all(&self.header())?;
-        Ok(TensorWriter { out, tensors: self.tensors, written: 0 })
+        Ok(TensorWriter { out, tensors: self.tensors, written: 0, pending_bytes: 0 })
     }
 
     /// The whole file in memory, with the tensors' data in the order of declaration.
@@ -288,7 +288,10 @@ impl Writer {
 pub struct TensorWriter<W> {
     out: W,
     tensors: Vec<Declared>,
+    /// Complete tensors.
     written: usize,
+    /// Bytes of the tensor after those.
+    pending_bytes: usize,
 }
 
 impl<W: Write> TensorWriter<W> {
@@ -297,21 +300,39 @@ impl<W: Write> TensorWriter<W> {
     /// # Errors
     /// [`WriteError`].
     pub fn tensor(&mut self, data: &[u8]) -> Result<(), WriteError> {
+        if let Some(tensor) = self.tensors.get(self.written)
+            && (data.len() != tensor.size_bytes || self.pending_bytes != 0)
+        {
+            return Err(WriteError::Length {
+                name: tensor.name.clone(),
+                found: self.pending_bytes + data.len(),
+                expected: tensor.size_bytes,
+            });
+        }
+        self.part(data)
+    }
+
+    /// Writes some of the next tensor's data; the tensor ends where its declared size is reached.
+    ///
+    /// # Errors
+    /// [`WriteError`]; a part may not reach into the following tensor.
+    pub fn part(&mut self, data: &[u8]) -> Result<(), WriteError> {
         let declared = self.tensors.len();
         let Some(tensor) = self.tensors.get(self.written) else {
             return Err(WriteError::Count { written: self.written + 1, declared });
         };
-        if data.len() != tensor.size_bytes {
-            return Err(WriteError::Length {
-                name: tensor.name.clone(),
-                found: data.len(),
-                expected: tensor.size_bytes,
-            });
+        let (found, expected) = (self.pending_bytes + data.len(), tensor.size_bytes);
+        if found > expected {
+            return Err(WriteError::Length { name: tensor.name.clone(), found, expected });
         }
         self.out.write_all(data)?;
-        let padding = data.len().next_multiple_of(ALIGNMENT_BYTES_DEFAULT) - data.len();
-        self.out.write_all(&[0; ALIGNMENT_BYTES_DEFAULT][..padding])?;
-        self.written += 1;
+        self.pending_bytes = found;
+        if found == expected {
+            let padding = found.next_multiple_of(ALIGNMENT_BYTES_DEFAULT) - found;
+            self.out.write_all(&[0; ALIGNMENT_BYTES_DEFAULT][..padding])?;
+            self.written += 1;
+            self.pending_bytes = 0;
+        }
         Ok(())
     }
 

@@ -1,0 +1,273 @@
+"""Generates the demo model's task: conversations with the one right answer each.
+
+Four kinds: `command` (a spoken-style command -> JSON), `triage` (a log line -> JSON), `table`
+(a question about a small telemetry table -> a short answer) and `chat` (small talk and everything
+out of scope -> a fixed polite reply).
+
+Two splits that share neither templates nor names: `train`, and `held_out`, whose phrasings,
+real-word names and made-up names were never seen in training. Made-up words are assigned to a split
+by a hash of the word, so the two can never meet. Case number i of a split is always the same.
+
+`python generate.py held_out 5` prints five cases.
+"""
+
+import hashlib
+import json
+import random
+import sys
+
+import phrases as P
+
+KINDS = ("command", "triage", "table", "chat")
+_ONSETS = "b c d f g h j k l m n p r s t v w z br cr dr fl gr kl pl pr sk sl st tr th ch sh qu x y".split()
+_VOWELS = "a e i o u a e i o u ai ea ee oo ou".split()
+_CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "x", "nd", "rk", "st", "ck", "th"]
+
+
+def _is_held_out(word: str) -> bool:
+    return hashlib.sha256(word.lower().encode()).digest()[0] % 8 == 0
+
+
+def _real(split: str) -> set[str]:
+    lists = (P.DEVICES, P.ADJECTIVES, P.PLACES, P.COMPONENTS, P.METRICS, P.STATES, P.PROPERTIES)
+    return {w for one in lists for w in one[split]}
+
+
+assert not _real("train") & _real("held_out"), _real("train") & _real("held_out")
+_NEVER_MADE_UP = _real("train") | _real("held_out")
+
+
+def made_up(rng: random.Random, split: str) -> str:
+    """A word that means nothing, of the split's own words only."""
+    while True:
+        style = rng.random()
+        if style < 0.75:
+            word = "".join(
+                rng.choice(_ONSETS) + rng.choice(_VOWELS) + (rng.choice(_CODAS) if rng.random() < 0.6 else "")
+                for _ in range(rng.choice((1, 2, 2, 2, 3)))
+            )
+        else:
+            word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 5)))
+        if len(word) > 2 and word not in _NEVER_MADE_UP and _is_held_out(word) == (split == "held_out"):
+            return word
+
+
+def _word(rng: random.Random, split: str, words: dict, invented: float = 0.55) -> str:
+    if rng.random() < invented:
+        return made_up(rng, split)
+    return rng.choice(words[split]).replace("+", " ")
+
+
+def _code(rng: random.Random, split: str) -> str:
+    while True:
+        letters = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(rng.randint(1, 3)))
+        code = rng.choice(("{}-{}", "{}{}")).format(letters, rng.randint(1, 120))
+        if _is_held_out(code) == (split == "held_out"):
+            return code
+
+
+def device(rng: random.Random, split: str) -> str:
+    """How people name a device: `pump`, `exhaust fan`, `pump 3`, `AHU-2`."""
+    noun, form = _word(rng, split, P.DEVICES), rng.random()
+    if form < 0.50:
+        return noun
+    if form < 0.75:
+        return f"{_word(rng, split, P.ADJECTIVES, 0.3)} {noun}"
+    if form < 0.90:
+        return f"{noun} {rng.choice((rng.randint(1, 20), rng.randint(1, 9), rng.choice('ABCDEF')))}"
+    return _code(rng, split)
+
+
+def place(rng: random.Random, split: str) -> str:
+    """Where: `kitchen`, `boiler room`, `tarvo hall`, `hall 3`."""
+    form = rng.random()
+    if form < 0.65:
+        return _word(rng, split, P.PLACES)
+    if form < 0.80:
+        return f"{made_up(rng, split)} {rng.choice(('hall', 'room', 'wing', 'floor', 'station', 'building'))}"
+    if form < 0.93:
+        return f"{rng.choice(('room', 'hall', 'line', 'zone', 'floor', 'building'))} {rng.choice((rng.randint(1, 40), rng.choice('ABCDEF')))}"
+    return _code(rng, split)
+
+
+def component(rng: random.Random, split: str) -> str:
+    """How software and machines name themselves: `mqttd`, `pump-3`, `door_hub`."""
+    noun, form = _word(rng, split, P.COMPONENTS), rng.random()
+    if form < 0.45:
+        return noun
+    if form < 0.75:
+        return f"{noun}-{rng.randint(1, 30)}"
+    if form < 0.92:
+        return f"{noun}{rng.choice('-_')}{_word(rng, split, P.COMPONENTS, 0.4)}"
+    return _code(rng, split)
+
+
+def _number(rng: random.Random) -> str:
+    form = rng.random()
+    if form < 0.6:
+        return str(rng.randint(1, 99))
+    if form < 0.8:
+        return f"{rng.randint(0, 99)}.{rng.randint(0, 9)}"
+    return str(rng.randint(100, 3000))
+
+
+def _spoken(rng: random.Random, text: str, question: bool) -> str:
+    form = rng.random()
+    if form < 0.45 and not text[:2].isupper():
+        text = text[0].upper() + text[1:]
+    if rng.random() < 0.35:
+        text += "?" if question else rng.choice(".!.")
+    return text
+
+
+def command(rng: random.Random, split: str) -> tuple[str, str]:
+    """A command and its action."""
+    action = rng.choice(("on", "on", "off", "off", "open", "close", "set", "set", "status"))
+    core = rng.choice(P.COMMANDS[action][split])
+    answer: dict = {"action": action, "device": device(rng, split)}
+    where, spot = "", None
+    if rng.random() < 0.6:
+        spot = place(rng, split)
+        where = rng.choice(P.WHERE).format(p=spot)
+    slots = {"d": answer["device"], "w": where}
+    if spot:
+        answer["place"] = spot
+    if action == "set":
+        answer["property"] = slots["q"] = _word(rng, split, P.PROPERTIES, 0.25)
+        slots["v"] = _number(rng)
+        answer["value"] = json.loads(slots["v"])
+        slots["v"] += rng.choice(("", "", "", " percent", " degrees", "%"))
+    text = core.format(**slots)
+    if action in ("on", "off") and rng.random() < 0.12:
+        minutes = rng.randint(1, 90)
+        text += rng.choice(P.DURATIONS).format(n=minutes)
+        answer["minutes"] = minutes
+    openers, closers = (P.OPENERS, P.CLOSERS) if split == "train" else (P.OPENERS_HELD_OUT, P.CLOSERS_HELD_OUT)
+    if action != "status":
+        text = rng.choice(openers) + text + rng.choice(closers)
+    return _spoken(rng, text, action == "status"), json.dumps(answer, separators=(",", ":"))
+
+
+def triage(rng: random.Random, split: str) -> tuple[str, str]:
+    """A log line and what it means."""
+    action = rng.choice(list(P.SYMPTOMS) + ["none"])
+    severity = "info" if action == "none" else rng.choice(("critical", "error", "warning", "error", "warning"))
+    name = component(rng, split)
+    other = component(rng, split)
+    while other == name:
+        other = component(rng, split)
+    message = rng.choice(P.SYMPTOMS[action][split]).format(x=other, n=rng.randint(1, 99))
+    if rng.random() < 0.3:
+        message = message[0].upper() + message[1:]
+    clock = f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}:{rng.randint(0, 59):02} "
+    stamp = rng.choice(("", "", "", clock, clock, f"2026-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}T{clock}"))
+    line = rng.choice(P.LOG_LINES[split]).format(
+        t=stamp, l=rng.choice(P.LEVELS[severity]), c=name, m=message, n=rng.randint(1, 9999)
+    )
+    answer = {"severity": severity, "component": name, "action": action}
+    return rng.choice(P.LOG_INTROS[split]) + line, json.dumps(answer, separators=(",", ":"))
+
+
+def _cell(rng: random.Random, split: str, unit: str | None) -> str:
+    if unit is None:
+        return rng.choice(P.STATES[split])
+    return _number(rng) + unit
+
+
+def _layout(rng: random.Random, names: list, metrics: list, cells: list) -> str:
+    form, head = rng.random(), rng.choice(("name", "device", "sensor", "id"))
+    if form < 0.4:
+        mark = rng.choice((",", ", ", " | ", ";"))
+        rows = [[head, *metrics]] + [[n, *c] for n, c in zip(names, cells)]
+        return "\n".join(mark.join(row) for row in rows)
+    if form < 0.6:
+        rows = [[head, *metrics]] + [[n, *c] for n, c in zip(names, cells)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    mark, gap = rng.choice(("=", ": ", " ")), rng.choice((" ", ", "))
+    return "\n".join(
+        f"{n}: " + gap.join(f"{m}{mark}{v}" for m, v in zip(metrics, c)) for n, c in zip(names, cells)
+    )
+
+
+def _distinct(rng: random.Random, count: int, make) -> list:
+    found: list = []
+    while len(found) < count:
+        one = make()
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def table(rng: random.Random, split: str) -> tuple[str, str]:
+    """A small table, a question about it, and the answer as it stands in the table."""
+    names = _distinct(rng, rng.choice((2, 3, 3, 4)), lambda: component(rng, split))
+    metrics = _distinct(rng, rng.choice((1, 2, 2, 3)), lambda: _word(rng, split, P.METRICS, 0.3))
+    units = [None if rng.random() < 0.35 else rng.choice(P.UNITS) for _ in metrics]
+    columns = []
+    for unit in units:
+        few = unit is None and len(names) > len(P.STATES[split])
+        columns.append(
+            [_cell(rng, split, unit) for _ in names] if few or rng.random() < 0.3
+            else _distinct(rng, len(names), lambda u=unit: _cell(rng, split, u))
+        )
+    cells = [list(row) for row in zip(*columns)]
+    row, column = rng.randrange(len(names)), rng.randrange(len(metrics))
+    slots = {"n": names[row], "m": metrics[column], "s": cells[row][column]}
+    everything = [c for r in cells for c in r]
+    form = rng.random()
+    if form < 0.55:
+        question, answer = rng.choice(P.LOOKUPS[split]), slots["s"]
+    elif form < 0.80 and everything.count(slots["s"]) == 1:
+        question, answer = rng.choice(P.WHICH[split]), slots["n"]
+    else:
+        yes = rng.random() < 0.5
+        others = [c for c in columns[column] if c != slots["s"]]
+        if not yes and others:
+            slots["s"] = rng.choice(others)
+        elif not yes:
+            yes = True
+        asked = P.IS_IT[split] if len(metrics) == 1 else [q for q in P.IS_IT[split] if "{m}" in q] or ["Is the {m} of {n} {s}?"]
+        question, answer = rng.choice(asked), "yes" if yes else f"no, {cells[row][column]}"
+    return _layout(rng, names, metrics, cells) + "\n" + question.format(**slots), answer
+
+
+def chat(rng: random.Random, split: str) -> tuple[str, str]:
+    """Small talk, or a wish that the model cannot fulfil."""
+    reply = rng.choice((P.HELLO, P.ABOUT, P.SORRY, P.SORRY, P.SORRY, P.THANKS, P.BYE))
+    text = rng.choice(P.CHAT[reply][split])
+    x = " ".join(made_up(rng, split) if rng.random() < 0.7 else rng.choice(P.PLACES[split]).replace("+", " ") for _ in range(rng.choice((1, 1, 2))))
+    return _spoken(rng, text.format(x=x, n=rng.randint(1, 99)), rng.random() < 0.6), reply
+
+
+_MAKERS = {"command": command, "triage": triage, "table": table, "chat": chat}
+_SHARES = {"command": 0.36, "triage": 0.26, "table": 0.33, "chat": 0.05}
+
+
+def case(split: str, index: int, kind: str | None = None) -> dict:
+    """Case `index` of a split: `{"kind", "messages": [{"role", "content"}, ...]}`.
+
+    Held-out cases are single exchanges; one training case in twelve goes on for a second one.
+    """
+    rng = random.Random(f"fulmar-demo/{split}/{kind}/{index}")
+    kind = kind or rng.choices(list(_SHARES), list(_SHARES.values()))[0]
+    messages = []
+    if rng.random() < 0.25:
+        messages.append({"role": "system", "content": rng.choice(P.SYSTEMS[split])})
+    turns = 2 if split == "train" and kind != "table" and rng.random() < 0.12 else 1
+    for turn in range(turns):
+        if turn == 1:
+            kind = rng.choice(("command", "triage", "chat"))
+        asked, answer = _MAKERS[kind](rng, split)
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return {"kind": kind, "messages": messages}
+
+
+def main() -> None:
+    """Prints cases."""
+    split = sys.argv[1] if len(sys.argv) > 1 else "train"
+    for index in range(int(sys.argv[2]) if len(sys.argv) > 2 else 20):
+        print(json.dumps(case(split, index), ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
