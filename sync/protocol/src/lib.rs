@@ -14,9 +14,10 @@
 //!
 //! Every failure is an [`ApiError`] with a stable `code`.
 //!
-//! A metadata `{file}` is named as in a TUF repository with consistent snapshots: `2.root.json`,
-//! `timestamp.json`, `7.snapshot.json`, `7.targets.json`, `3.team-a.json`. A model's manifest is a
-//! blob like its weights, by the digest that the targets give.
+//! A metadata `{file}` is named as a TUF client wants it: in the registry with versions
+//! (`2.root.json`, `timestamp.json`, `7.snapshot.json`, `7.targets.json`, `3.team-a.json`), in the
+//! director only the roots (`2.root.json`, `timestamp.json`, `snapshot.json`, `targets.json`). A
+//! model's manifest is a blob like its weights, by the digest that the targets give.
 
 mod join_token;
 
@@ -84,10 +85,13 @@ pub struct EnrollResponse {
     pub certificate_pem: String,
     /// The fleet's CA, PEM: what the control plane's certificate is checked against from now on.
     pub ca_pem: String,
-    /// The registry repository's first trusted root, byte for byte, base64.
+    /// The registry repository's first trusted root, byte for byte, base64; empty while the
+    /// control plane has none.
     pub registry_root: String,
     /// The director repository's first trusted root, byte for byte, base64.
     pub director_root: String,
+    /// The key (Ed25519, 32 bytes) that the control plane co-signs audit checkpoints with, hex.
+    pub audit_cosign_key: String,
 }
 
 /// A member asks for a new certificate, over a connection that its present one opened.
