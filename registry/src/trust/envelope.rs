@@ -27,7 +27,7 @@ pub(crate) struct Signature {
 }
 
 /// A parsed metadata file. Parsing checks its form, not its signatures.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Loaded<B> {
     pub(crate) bytes: Vec<u8>,
     canonical: Vec<u8>,
@@ -130,6 +130,12 @@ impl<B: Body> Loaded<B> {
             }
         }
         ids
+    }
+}
+
+impl<B: Body> std::fmt::Debug for Loaded<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "version {} ({} bytes)", self.version(), self.bytes.len())
     }
 }
 
