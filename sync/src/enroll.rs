@@ -1,0 +1,259 @@
+//! Joining a fleet: a join token, a key made here, a certificate signed there.
+//!
+//! The private key never leaves the device, and the first contact is checked against the CA whose
+//! fingerprint the token carries. The roots of both repositories are trusted from then on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use fulmar_policy::audit::{Event, Outcome};
+use fulmar_protocol::{
+    DeviceFacts, EnrollRequest, EnrollResponse, JoinToken, JoinTokenError, RenewRequest,
+    device_name_is_valid,
+};
+use fulmar_registry::trust::{Repo, TrustError, Trusted};
+use fulmar_store::{Store, StoreError};
+use rcgen::{CertificateParams, KeyPair};
+use ring::digest::{SHA256, digest};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use serde_json::json;
+
+use crate::clock::SignedClock;
+use crate::identity::{Identity, IdentityError, write_secret};
+use crate::outbox;
+use crate::state;
+use crate::transport::{Transport, TransportError};
+
+/// What a device says of itself when it joins.
+#[derive(Debug, Clone)]
+pub struct Enrollment {
+    /// The join token as text.
+    pub token: String,
+    /// A name for people, 1 to 63 of `[a-z0-9-]`.
+    pub name: String,
+    /// The public half of the device's audit key, hex.
+    pub audit_key: String,
+    /// What the device is.
+    pub facts: DeviceFacts,
+    /// Where the identity is to lie.
+    pub identity_path: PathBuf,
+    /// Who asked for it, for the audit log.
+    pub actor: String,
+}
+
+/// Why a device could not join.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrollError {
+    /// The token.
+    #[error("enroll: {0}")]
+    Token(#[from] JoinTokenError),
+    /// The name.
+    #[error("enroll as {found:?}: a device's name has 1 to 63 characters out of a-z 0-9 -")]
+    Name {
+        /// The name asked for.
+        found: String,
+    },
+    /// It is a member already.
+    #[error(
+        "enroll: this device is {device_id} of the fleet at {url} already; remove {path} first if \
+         it is to join another"
+    )]
+    Member {
+        /// Its id there.
+        device_id: String,
+        /// The fleet's address.
+        url: String,
+        /// The identity's file.
+        path: PathBuf,
+    },
+    /// The identity's file.
+    #[error("enroll: {0}")]
+    Identity(#[from] IdentityError),
+    /// The key or the certificate request.
+    #[error("enroll: make a key and a certificate request: {0}")]
+    Request(#[from] rcgen::Error),
+    /// The control plane.
+    #[error("enroll: {0}")]
+    Transport(#[from] TransportError),
+    /// The answer.
+    #[error("enroll: the control plane's answer is not usable: {reason}")]
+    Answer {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A repository's root.
+    #[error("enroll: trust the fleet's repositories: {0}")]
+    Trust(#[from] Box<TrustError>),
+    /// The audit log.
+    #[error("enroll: {0}")]
+    Audit(#[from] fulmar_policy::audit::AuditError),
+    /// The database.
+    #[error("enroll: {0}")]
+    Store(#[from] StoreError),
+}
+
+impl From<rusqlite::Error> for EnrollError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// Joins the fleet that the token names.
+///
+/// # Errors
+/// [`EnrollError`]; the device is no member then, and may try again with the same token unless the
+/// control plane says that it was used.
+pub async fn enroll(
+    store: &Store,
+    clock: Arc<SignedClock>,
+    enrollment: &Enrollment,
+) -> Result<Identity, EnrollError> {
+    let token = JoinToken::decode(&enrollment.token)?;
+    if !device_name_is_valid(&enrollment.name) {
+        return Err(EnrollError::Name { found: enrollment.name.clone() });
+    }
+    let path = &enrollment.identity_path;
+    if let Some(Identity { device_id, url, .. }) = Identity::load(path)? {
+        return Err(EnrollError::Member { device_id, url, path: path.clone() });
+    }
+    let key = pending_key(path)?;
+    let request = EnrollRequest {
+        secret: token.secret.clone(),
+        name: enrollment.name.clone(),
+        csr_pem: request_pem(&key)?,
+        audit_key: enrollment.audit_key.clone(),
+        facts: enrollment.facts.clone(),
+    };
+    let ca_sha256 = pin(&token)?;
+    let transport = Transport::pinned(&token.url, ca_sha256, Arc::clone(&clock))?;
+    let response = transport.enroll(&request).await?;
+    check_ca(&response, ca_sha256)?;
+    let identity = Identity {
+        device_id: response.device_id.clone(),
+        name: enrollment.name.clone(),
+        url: token.url.trim_end_matches('/').to_owned(),
+        certificate_pem: response.certificate_pem.clone(),
+        ca_pem: response.ca_pem.clone(),
+        key_pem: key.serialize_pem(),
+    };
+    trust(store, response, clock.now_s(), &enrollment.actor, &identity).await?;
+    // Last: a device is a member when this file is there.
+    identity.save(path)?;
+    let _ = std::fs::remove_file(pending_path(path));
+    Ok(identity)
+}
+
+/// Makes both repositories' roots trusted, begins membership and records it, all at once.
+async fn trust(
+    store: &Store,
+    response: EnrollResponse,
+    now_s: i64,
+    actor: &str,
+    identity: &Identity,
+) -> Result<(), EnrollError> {
+    let root = |field: &'static str, text: &str| {
+        STANDARD
+            .decode(text)
+            .map_err(|_| EnrollError::Answer { reason: format!("{field} is not base64 of a root") })
+    };
+    let registry = root("registry_root", &response.registry_root)?;
+    let director = root("director_root", &response.director_root)?;
+    let (actor, url) = (actor.to_owned(), identity.url.clone());
+    let name = identity.name.clone();
+    store
+        .write(move |tx| {
+            Trusted::bootstrap(tx, Repo::Registry, &registry, now_s).map_err(Box::new)?;
+            Trusted::bootstrap(tx, Repo::Director, &director, now_s).map_err(Box::new)?;
+            state::begin(tx, &response.device_id)?;
+            let event = Event {
+                at_s: now_s,
+                actor: &actor,
+                action: "device.enroll",
+                resource: &response.device_id,
+                outcome: Outcome::Completed,
+                opened: None,
+                detail: json!({ "url": url, "name": name }),
+            };
+            outbox::record(tx, &event)?;
+            Ok::<_, EnrollError>(())
+        })
+        .await
+}
+
+/// The fingerprint in the token; its form was checked when it was decoded.
+fn pin(token: &JoinToken) -> Result<[u8; 32], EnrollError> {
+    fulmar_registry::Digest::from_hex(&token.ca_sha256)
+        .map(|digest| *digest.as_bytes())
+        .map_err(|error| EnrollError::Answer { reason: error.to_string() })
+}
+
+/// The CA of the answer must be the one of the token: all later connections rest on it.
+fn check_ca(response: &EnrollResponse, ca_sha256: [u8; 32]) -> Result<(), EnrollError> {
+    let certificates: Vec<CertificateDer<'_>> =
+        CertificateDer::pem_slice_iter(response.ca_pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|error| EnrollError::Answer { reason: format!("ca_pem: {error}") })?;
+    match certificates.as_slice() {
+        [ca] if digest(&SHA256, ca).as_ref() == ca_sha256 => Ok(()),
+        _ => Err(EnrollError::Answer {
+            reason: "ca_pem is not the one CA that the join token names".to_owned(),
+        }),
+    }
+}
+
+fn pending_path(identity_path: &Path) -> PathBuf {
+    identity_path.with_extension("pending-key")
+}
+
+/// The key is on the disk before it is used, so that a device that is cut off in between can ask
+/// again with the same key.
+fn pending_key(identity_path: &Path) -> Result<KeyPair, EnrollError> {
+    let path = pending_path(identity_path);
+    if let Ok(pem) = std::fs::read_to_string(&path)
+        && let Ok(key) = KeyPair::from_pem(&pem)
+    {
+        return Ok(key);
+    }
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
+    write_secret(&path, key.serialize_pem().as_bytes()).map_err(|source| IdentityError::File {
+        op: "write the key of",
+        path,
+        source,
+    })?;
+    Ok(key)
+}
+
+/// The control plane decides what the certificate says; a request only proves the key.
+fn request_pem(key: &KeyPair) -> Result<String, rcgen::Error> {
+    CertificateParams::new(Vec::new())?.serialize_request(key)?.pem()
+}
+
+/// Asks for a new certificate when less than a third of the present one's life is left. Returns
+/// the new identity, written to `path`.
+///
+/// # Errors
+/// [`EnrollError`]; the present certificate stays in use.
+pub(crate) async fn renew(
+    identity: &Identity,
+    path: &Path,
+    transport: &Transport,
+    now_s: i64,
+) -> Result<Option<Identity>, EnrollError> {
+    let Some((not_before, not_after)) = identity.validity_s() else { return Ok(None) };
+    if not_after - now_s > (not_after - not_before) / 3 {
+        return Ok(None);
+    }
+    let key = KeyPair::from_pem(&identity.key_pem)?;
+    let request = RenewRequest { csr_pem: request_pem(&key)? };
+    let certificate_pem = transport.renew(&request).await?.certificate_pem;
+    let renewed = Identity { certificate_pem, ..identity.clone() };
+    if renewed.validity_s().is_none_or(|(_, until)| until <= not_after) {
+        let reason = "the renewed certificate is not good for longer".to_owned();
+        return Err(EnrollError::Answer { reason });
+    }
+    renewed.save(path)?;
+    Ok(Some(renewed))
+}

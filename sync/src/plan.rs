@@ -1,0 +1,154 @@
+//! From what is desired and what is there to the steps in between. Pure: no clock, no disk.
+
+use std::collections::BTreeSet;
+
+use fulmar_registry::trust::{Active, Admitted};
+use fulmar_registry::{Digest, ModelName, Slot};
+
+use crate::desired::Desired;
+
+/// Whether a model's files are all there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// They are.
+    Complete,
+    /// One is gone: it was found corrupt, or removed.
+    Missing,
+}
+
+/// Who said that a model may be on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The fleet: what it no longer names goes.
+    Fleet,
+    /// The local owner: the fleet has no say in whether it stays.
+    Local,
+}
+
+/// One installed release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Its name.
+    pub name: ModelName,
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// Its place, if it has one.
+    pub slot: Option<Slot>,
+    /// Whether its files are all there.
+    pub files: Files,
+    /// Who said that it may be here.
+    pub origin: Origin,
+    /// Kept by a person.
+    pub pinned: bool,
+}
+
+/// What is on the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Actual {
+    /// Installed releases.
+    pub held: Vec<Held>,
+    /// Releases that failed for good, installed or not.
+    pub failed: Vec<(ModelName, Digest, String)>,
+}
+
+/// One step towards the desired state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Fetch what is missing, and install it.
+    Install(Box<Admitted>),
+    /// Check its health and let it serve.
+    Activate {
+        /// Its name.
+        name: ModelName,
+        /// The manifest's digest.
+        digest: Digest,
+    },
+    /// Take it out of service.
+    Deactivate {
+        /// Its name.
+        name: ModelName,
+    },
+    /// Forget it; its files go with the next garbage collection.
+    Remove {
+        /// Its name.
+        name: ModelName,
+        /// The manifest's digest.
+        digest: Digest,
+    },
+}
+
+/// A desired model that no step leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// Its name.
+    pub name: ModelName,
+    /// The manifest's digest.
+    pub digest: Digest,
+    /// Why not.
+    pub reason: String,
+}
+
+/// What to do, and what cannot be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// Needs somebody to do something.
+    pub blocked: Vec<Blocked>,
+}
+
+/// The steps from `actual` to `desired`. What nobody wants goes first, to make room; then each
+/// model in turn, so that one that is stuck does not hold up the others.
+#[must_use]
+pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
+    let mut plan = Plan::default();
+    let names: BTreeSet<&ModelName> = desired.models.iter().map(|model| &model.name).collect();
+    for held in actual.held.iter().filter(|held| held.origin == Origin::Fleet) {
+        if names.contains(&held.name) {
+            continue;
+        }
+        if held.slot == Some(Slot::Active) {
+            plan.steps.push(Step::Deactivate { name: held.name.clone() });
+        }
+        if !held.pinned {
+            plan.steps.push(Step::Remove { name: held.name.clone(), digest: held.digest });
+        }
+    }
+    for model in &desired.models {
+        let (name, digest) = (model.name.clone(), model.digest);
+        let same = |n: &ModelName, d: &Digest| *n == name && *d == digest;
+        let failed = actual.failed.iter().find(|(n, d, _)| same(n, d));
+        let held = actual.held.iter().find(|held| same(&held.name, &held.digest));
+        let complete =
+            held.is_some_and(|h| h.files == Files::Complete && h.origin == Origin::Fleet);
+        let serving = held.is_some_and(|h| h.slot == Some(Slot::Active));
+        if let (Some((_, _, reason)), false) = (failed, serving) {
+            plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
+            continue;
+        }
+        if !complete {
+            match &model.admission {
+                Ok(admitted) => plan.steps.push(Step::Install(Box::new(admitted.clone()))),
+                Err(reason) => {
+                    plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
+                    continue;
+                }
+            }
+        }
+        match model.active {
+            Active::Serve if !serving => plan.steps.push(Step::Activate { name, digest }),
+            Active::Hold if actual.serves(&name) => plan.steps.push(Step::Deactivate { name }),
+            _ => {}
+        }
+    }
+    plan
+}
+
+impl Actual {
+    fn serves(&self, name: &ModelName) -> bool {
+        self.held.iter().any(|held| held.name == *name && held.slot == Some(Slot::Active))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+use fulmar_registry::trust::Active;
+
+use super::*;
+use crate::desired::DesiredModel;
+
+fn digest(text: &str) -> Digest {
+    Digest::of(text.as_bytes())
+}
+
+fn wanted(name: &str, bytes: &str, active: Active) -> DesiredModel {
+    DesiredModel {
+        name: name.parse().unwrap(),
+        digest: digest(bytes),
+        active,
+        admission: Err("not admitted".to_owned()),
+    }
+}
+
+fn held(name: &str, bytes: &str, slot: Option<Slot>) -> Held {
+    Held {
+        name: name.parse().unwrap(),
+        digest: digest(bytes),
+        slot,
+        files: Files::Complete,
+        origin: Origin::Fleet,
+        pinned: false,
+    }
+}
+
+fn planned(models: Vec<DesiredModel>, held: Vec<Held>) -> Plan {
+    plan(&Desired { generation: 1, models }, &Actual { held, failed: Vec::new() })
+}
+
+#[test]
+fn what_is_as_desired_needs_no_step() {
+    let plan = planned(
+        vec![wanted("a/m:1", "one", Active::Serve), wanted("a/m:2", "two", Active::Hold)],
+        vec![held("a/m:1", "one", Some(Slot::Active)), held("a/m:2", "two", None)],
+    );
+    assert_eq!(plan, Plan::default());
+}
+
+#[test]
+fn an_installed_release_is_activated_without_new_admission() {
+    let plan = planned(
+        vec![wanted("a/m:1", "two", Active::Serve)],
+        vec![held("a/m:1", "one", Some(Slot::Active)), held("a/m:1", "two", Some(Slot::Candidate))],
+    );
+    let name = "a/m:1".parse().unwrap();
+    assert_eq!(plan.steps, [Step::Activate { name, digest: digest("two") }]);
+}
+
+#[test]
+fn what_is_not_admitted_is_blocked_and_what_serves_goes_on_serving() {
+    let plan = planned(
+        vec![wanted("a/m:1", "two", Active::Serve)],
+        vec![held("a/m:1", "one", Some(Slot::Active))],
+    );
+    assert!(plan.steps.is_empty());
+    assert_eq!(plan.blocked[0].reason, "not admitted");
+}
+
+#[test]
+fn a_release_that_failed_is_not_tried_again() {
+    let model = wanted("a/m:1", "two", Active::Serve);
+    let failed = vec![(model.name.clone(), model.digest, "too slow".to_owned())];
+    let held = vec![held("a/m:1", "two", Some(Slot::Candidate))];
+    let plan = plan(&Desired { generation: 1, models: vec![model] }, &Actual { held, failed });
+    assert!(plan.steps.is_empty());
+    assert_eq!(plan.blocked[0].reason, "too slow");
+}
+
+#[test]
+fn what_the_fleet_no_longer_names_goes_and_what_is_pinned_or_local_stays() {
+    let mut local = held("b/own:1", "own", Some(Slot::Active));
+    local.origin = Origin::Local;
+    let mut pinned = held("a/pinned:1", "pinned", Some(Slot::Active));
+    pinned.pinned = true;
+    let plan = planned(Vec::new(), vec![held("a/m:1", "one", Some(Slot::Active)), local, pinned]);
+    let (gone, kept) = ("a/m:1".parse().unwrap(), "a/pinned:1".parse().unwrap());
+    let expected = [
+        Step::Deactivate { name: ModelName::clone(&gone) },
+        Step::Remove { name: gone, digest: digest("one") },
+        Step::Deactivate { name: kept },
+    ];
+    assert_eq!(plan.steps, expected);
+}
+
+#[test]
+fn holding_takes_whatever_serves_under_the_name_out_of_service() {
+    let plan = planned(
+        vec![wanted("a/m:1", "one", Active::Hold)],
+        vec![held("a/m:1", "one", Some(Slot::Active))],
+    );
+    assert_eq!(plan.steps, [Step::Deactivate { name: "a/m:1".parse().unwrap() }]);
+}
+
+#[test]
+fn a_broken_file_of_a_serving_model_wants_its_bytes_again() {
+    let mut broken = held("a/m:1", "one", Some(Slot::Active));
+    broken.files = Files::Missing;
+    let plan = planned(vec![wanted("a/m:1", "one", Active::Serve)], vec![broken]);
+    assert!(plan.steps.is_empty());
+    assert_eq!(plan.blocked.len(), 1, "nothing may be installed without admission");
+}

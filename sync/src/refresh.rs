@@ -1,0 +1,158 @@
+//! Bringing both repositories' metadata up to date, and accepting a new desired state: one
+//! transaction, and never an older one.
+
+use std::sync::Arc;
+
+use fulmar_policy::audit::{AuditError, Event, Outcome};
+use fulmar_registry::trust::{Refresh, Repo, Scope, TrustError, Trusted};
+use fulmar_store::{Store, StoreError};
+use serde_json::json;
+
+use crate::clock::SignedClock;
+use crate::outbox;
+use crate::state;
+use crate::transport::{Transport, TransportError};
+
+/// Why the desired state could not be refreshed.
+#[derive(Debug, thiserror::Error)]
+pub enum RefreshError {
+    /// The network or the control plane.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A file was refused.
+    #[error("refresh the {repo} repository: {source}")]
+    Trust {
+        /// Which repository.
+        repo: &'static str,
+        /// Why.
+        source: Box<TrustError>,
+    },
+    /// No root was ever trusted.
+    #[error("refresh the {repo} repository: no root is trusted; enroll this device again")]
+    NoRoot {
+        /// Which repository.
+        repo: &'static str,
+    },
+    /// The desired state is older than one that this device has seen.
+    #[error(
+        "accept generation {found} of the desired state: this device has seen generation {seen}; \
+         the control plane was set back, or somebody replays old metadata"
+    )]
+    OlderGeneration {
+        /// The generation offered.
+        found: u64,
+        /// The newest seen.
+        seen: u64,
+    },
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<rusqlite::Error> for RefreshError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl RefreshError {
+    fn trust(repo: Repo) -> impl Fn(TrustError) -> Self {
+        move |source| Self::Trust { repo: repo.as_str(), source: Box::new(source) }
+    }
+}
+
+/// How a refresh ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refreshed {
+    /// The generation of the desired state now.
+    pub(crate) generation: u64,
+}
+
+/// Refreshes the director, then the registry as far as the director's targets need it, and stores
+/// both with the new generation.
+pub(crate) async fn refresh(
+    transport: &Transport,
+    store: &Store,
+    clock: &Arc<SignedClock>,
+) -> Result<Refreshed, RefreshError> {
+    let director = advance(transport, store, clock, Repo::Director, Scope::TopLevel).await?;
+    clock.raise(director.time(0));
+    let paths = director.targets().map(|(path, _)| path.to_owned()).collect();
+    let registry = advance(transport, store, clock, Repo::Registry, Scope::Paths(paths)).await?;
+    clock.raise(registry.time(0));
+    let generation = director.targets_version().unwrap_or_default();
+    let at_s = clock.now_s();
+    store
+        .write(move |tx| {
+            registry.store(tx).map_err(RefreshError::trust(Repo::Registry))?;
+            director.store(tx).map_err(RefreshError::trust(Repo::Director))?;
+            let before = state::generations(tx)?.seen;
+            if let Err(seen) = state::seen(tx, generation)? {
+                return Err(RefreshError::OlderGeneration { found: generation, seen });
+            }
+            if generation > before {
+                let event = Event {
+                    at_s,
+                    actor: "control-plane",
+                    action: "desired.accept",
+                    resource: &format!("generation/{generation}"),
+                    outcome: Outcome::Completed,
+                    opened: None,
+                    detail: json!({
+                        "generation": generation,
+                        "before": before,
+                        "registry_targets": registry.targets_version(),
+                        "models": director.targets().map(|(path, _)| path).collect::<Vec<_>>(),
+                    }),
+                };
+                outbox::record(tx, &event)?;
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(Refreshed { generation })
+}
+
+/// Runs one repository's client workflow. What was verified before a failure is stored all the
+/// same: newer versions in it protect against rollback.
+async fn advance(
+    transport: &Transport,
+    store: &Store,
+    clock: &SignedClock,
+    repo: Repo,
+    scope: Scope,
+) -> Result<Trusted, RefreshError> {
+    let trusted: Option<Trusted> = store
+        .read(move |connection| Trusted::load(connection, repo).map_err(RefreshError::trust(repo)))
+        .await?;
+    let trusted = trusted.ok_or(RefreshError::NoRoot { repo: repo.as_str() })?;
+    let mut refresh = Refresh::new(trusted, clock.now_s()).scope(scope);
+    let fed = feed(transport, repo, &mut refresh).await;
+    match fed {
+        Ok(()) => refresh.finish().map_err(RefreshError::trust(repo)),
+        Err(error) => {
+            let progress = refresh.into_progress();
+            let kept: Result<(), RefreshError> =
+                store.write(move |tx| progress.store(tx).map_err(RefreshError::trust(repo))).await;
+            if let Err(error) = kept {
+                tracing::warn!(%error, "a refresh's progress was not kept");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn feed(
+    transport: &Transport,
+    repo: Repo,
+    refresh: &mut Refresh,
+) -> Result<(), RefreshError> {
+    while let Some(want) = refresh.next() {
+        let fetched = transport.metadata(repo, &want).await?;
+        refresh.feed(fetched).map_err(RefreshError::trust(repo))?;
+    }
+    Ok(())
+}
