@@ -7,3 +7,4 @@ pub mod engine;
 pub mod gguf;
 pub mod governor;
 pub mod model;
+pub mod tokenizer;

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use fulmar_inference::gguf::Gguf;
+use fulmar_inference::tokenizer::{Special, Tokenizer};
 
 /// The files in a folder of the material, sorted; nothing when there is no material.
 fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
@@ -45,6 +46,64 @@ fn whole_models_are_read() {
                 let tensor = gguf.tensor(&tensor.name).unwrap();
                 assert_eq!(tensor.data.len(), tensor.info.size_bytes);
             }
+        }
+    }
+}
+
+#[test]
+fn texts_become_the_reference_tokenizers_ids_and_come_back() {
+    let vocabularies = [
+        ("llama-bpe", "llama-bpe"),
+        ("llama-spm", "llama-spm"),
+        ("o200k", "o200k"),
+        ("phi-3", "phi-3-spm"),
+        ("qwen2", "qwen2"),
+    ];
+    for (vocabulary, rows) in vocabularies {
+        let file = format!("ggml-vocab-{vocabulary}.gguf");
+        let Some(path) = files("tokenizers", &file).pop() else { continue };
+        let gguf = Gguf::open(&path).unwrap();
+        let started = std::time::Instant::now();
+        let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+        println!("{vocabulary}: {} tokens in {:?}", tokenizer.vocab_len(), started.elapsed());
+        let text = std::fs::read_to_string(path.with_file_name(format!("{rows}.jsonl"))).unwrap();
+        let mut wrong = 0;
+        for line in text.lines() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let expected: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+            let ids = tokenizer.encode(row["text"].as_str().unwrap(), Special::Plain);
+            if ids != expected {
+                wrong += 1;
+                if wrong <= 3 {
+                    println!("{vocabulary}: {}: {ids:?}, expected {expected:?}", row["text"]);
+                }
+            }
+        }
+        assert_eq!(wrong, 0, "{vocabulary}");
+    }
+}
+
+#[test]
+fn whole_prompts_become_the_references_ids_and_answers_its_bytes() {
+    for folder in ["qwen3", "phi3", "gemma3", "llama3", "bitnet", "bitnet-b158"] {
+        let Some(path) = files(folder, "s-f32.gguf").pop() else { continue };
+        let tokenizer = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
+        let rows = std::fs::read_to_string(path.with_file_name("e2e.json")).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&rows).unwrap();
+        for row in rows {
+            let ids = |key: &str| -> Vec<u32> { serde_json::from_value(row[key].clone()).unwrap() };
+            let mut found = tokenizer.encode(row["rendered"].as_str().unwrap(), Special::Parse);
+            if row["chat"] == false && tokenizer.add_bos() {
+                found.splice(..0, tokenizer.bos());
+            }
+            assert_eq!(found, ids("prompt_ids"), "{folder}: {}", row["rendered"]);
+            let bytes: Vec<u8> = ids("greedy_ids")
+                .iter()
+                .flat_map(|id| tokenizer.token_bytes(*id))
+                .copied()
+                .collect();
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, row["greedy_bytes_hex"].as_str().unwrap(), "{folder}");
         }
     }
 }
