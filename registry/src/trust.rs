@@ -16,6 +16,7 @@ mod date;
 pub mod director;
 mod envelope;
 mod error;
+mod explain;
 mod key;
 mod metadata;
 mod pattern;
@@ -29,6 +30,7 @@ pub use admit::{Active, Admission, Admitted, Refused, ReleaseFloor, admit, relea
 pub use canonical::{NotCanonical, to_vec as canonical_json};
 pub use date::Date;
 pub use error::TrustError;
+pub use explain::{Finding, Severity, explain};
 pub use key::{KeyValue, PublicKey};
 pub use metadata::{
     DelegatedRole, Delegations, FileMeta, Header, RoleKeys, Root, Snapshot, TargetEntry, Targets,

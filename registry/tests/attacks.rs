@@ -5,6 +5,8 @@
 //! `FULMAR_TEST_PYTHON` names a Python with `tuf` and `securesystemslib[crypto]`; `tests/run` sets
 //! it. Without it these tests say so and stop.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -474,3 +474,28 @@ fn renewal_carries_a_repository_over_its_expiry() {
     let trusted = owner.refresh(trusted, later).unwrap();
     assert_eq!((trusted.snapshot_version(), trusted.timestamp_version()), (Some(3), Some(3)));
 }
+
+#[test]
+fn the_state_of_trust_is_explained_in_words() {
+    let mut connection = Connection::open_in_memory().unwrap();
+    connection.execute_batch(SCHEMA.steps[0]).unwrap();
+    let worst = |c: &Connection, now_s| explain(c, now_s).iter().map(|f| f.severity).max();
+    assert_eq!(worst(&connection, NOW), Some(Severity::Notice), "no root is no fault");
+    let owner = Owner::new();
+    let (signer, director) = director();
+    let tx = connection.transaction().unwrap();
+    owner.refresh(owner.bootstrap(), NOW).unwrap().store(&tx).unwrap();
+    let set = signer.mint("d1", &[], minting(1)).unwrap();
+    take(&set, director, NOW).unwrap().store(&tx).unwrap();
+    tx.commit().unwrap();
+    assert_eq!(worst(&connection, NOW), Some(Severity::Fine), "{:?}", explain(&connection, NOW));
+    // A clock of 1970 is noticed, and harms nothing.
+    let early = explain(&connection, 0);
+    assert!(early[0].says.contains("1970-01-01"), "{early:?}");
+    assert_eq!(worst(&connection, 0), Some(Severity::Notice));
+    let late = explain(&connection, NOW + 8 * DAY);
+    let ended = late.iter().find(|f| f.severity == Severity::Problem).unwrap();
+    assert!(ended.says.contains("director") && ended.says.contains("1 days ago"), "{ended:?}");
+    connection.execute("UPDATE trust_role SET bytes = x'00' WHERE role = 'snapshot'", []).unwrap();
+    assert_eq!(worst(&connection, NOW), Some(Severity::Problem));
+}
