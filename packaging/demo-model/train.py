@@ -17,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+import generate
 import tokens as T
 from evaluate import exact_match, pack
 from generate import case
 from model import Qwen3, Shape
 
 POOL = 512
+# Training's first part, in pools of cases: names from lists and syllables only.
+FIRST_PART = 88
 CONTEXT = 1024
 
 
@@ -31,8 +34,10 @@ def batches(tokenizer, first_pool: int, batch_tokens: int):
 
     Cases of like length go together, so little is padding.
     """
+    fragments = sorted(w for w in tokenizer.get_vocab() if w.isascii() and w.isalpha())
     pool = first_pool
     while True:
+        generate.FRAGMENTS = fragments if pool >= FIRST_PART else []
         cases = [T.encode_case(tokenizer, case("train", pool * POOL + i)["messages"]) for i in range(POOL)]
         cases.sort(key=lambda c: len(c[0]))
         groups, group = [], []

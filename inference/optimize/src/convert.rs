@@ -254,8 +254,7 @@ fn convert_values(
         if planned.transform == Transform::AddOne {
             *value += 1.0;
         }
-        // Also catches NaN.
-        if !(value.abs() <= most) {
+        if value.is_nan() || value.abs() > most {
             let reason = format!("the value {value} does not fit {}, try BF16 or F32", planned.ty);
             return Err(ConvertError::Tensor { name: name.to_owned(), reason });
         }

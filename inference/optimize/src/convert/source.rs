@@ -30,7 +30,7 @@ impl Shards {
         paths.sort();
         // Some publishers put a consolidated copy beside the shards.
         if paths.len() > 1 {
-            paths.retain(|path| !path.file_name().is_some_and(|n| n == "consolidated.safetensors"));
+            paths.retain(|path| path.file_name().is_none_or(|n| n != "consolidated.safetensors"));
         }
         if paths.is_empty() {
             let folder = folder.to_owned();
