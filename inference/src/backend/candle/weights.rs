@@ -66,7 +66,7 @@ pub(super) fn plan(gguf: &Gguf, architecture: &Architecture, cpu: bool) -> u64 {
     for linear in projections(architecture) {
         let Some(tensor) = gguf.tensor(&linear.tensor) else { continue };
         let form = form(tensor.info.ty, dense, cpu);
-        bytes = bytes.saturating_add(form_bytes(form, tensor.info.ty, linear));
+        bytes = bytes.saturating_add(form_bytes(form, cpu, tensor.info.ty, linear));
     }
     let norms = architecture.layers.len() as u64 * 8 * architecture.embedding_len as u64 * 4;
     bytes.saturating_add(norms)
@@ -107,12 +107,16 @@ fn form(ty: TensorType, dense: bool, cpu: bool) -> Form {
     }
 }
 
-fn form_bytes(form: Form, ty: TensorType, linear: &Linear) -> u64 {
+fn form_bytes(form: Form, cpu: bool, ty: TensorType, linear: &Linear) -> u64 {
     let (rows, columns) = (linear.outputs as u64, linear.inputs as u64);
     match form {
         Form::Dense => rows.saturating_mul(columns).saturating_mul(4),
         Form::Half(_) => rows.saturating_mul(columns).saturating_mul(2),
-        Form::Quantized(_) => rows.saturating_mul(ty.row_bytes(linear.inputs).unwrap_or(0) as u64),
+        Form::Quantized(_) => {
+            // On a CPU candle keeps a copy beside it, interleaved for its kernels.
+            let copies = if cpu { 2 } else { 1 };
+            rows.saturating_mul(ty.row_bytes(linear.inputs).unwrap_or(0) as u64 * copies)
+        }
         Form::Streamed => 0,
     }
 }
@@ -230,8 +234,9 @@ impl Source {
             reason: "not in the file".to_owned(),
         })?;
         let ty = tensor.info.ty;
-        let form = form(ty, self.dense, self.device.is_cpu());
-        self.held_bytes = self.held_bytes.saturating_add(form_bytes(form, ty, linear));
+        let cpu = self.device.is_cpu();
+        let form = form(ty, self.dense, cpu);
+        self.held_bytes = self.held_bytes.saturating_add(form_bytes(form, cpu, ty, linear));
         let weight = self.weight(form, linear).map_err(|error| match error {
             Refused::Load(error) => error,
             Refused::Candle(error) => {
