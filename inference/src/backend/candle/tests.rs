@@ -3,6 +3,7 @@ use fulmar_kernels::formats::TensorType;
 use crate::backend::{
     BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, Rows, Span, StepOutput, candle,
 };
+use crate::gguf::Gguf;
 use crate::model::Architecture;
 use crate::model::sample::Sample;
 
@@ -183,5 +184,49 @@ fn weights_that_stay_in_the_files_type_cost_what_rounded_activations_cost() {
             "{}",
             ty.name()
         );
+    }
+}
+
+/// Damages a file's header in some places: bytes, or whole words of telling numbers.
+fn damaged(mut bytes: Vec<u8>, header: usize, hits: &[(usize, u8, bool)]) -> Vec<u8> {
+    const WORDS: [u64; 8] = [0, 1, 7, 255, 65_537, 1 << 31, u64::MAX / 2, u64::MAX];
+    for (at, value, word) in hits {
+        let at = at % header;
+        if *word {
+            let number = WORDS[usize::from(*value) % WORDS.len()].to_le_bytes();
+            let len = if value % 2 == 0 { 4 } else { 8 };
+            bytes[at..at + len].copy_from_slice(&number[..len]);
+        } else {
+            bytes[at] = *value;
+        }
+    }
+    bytes
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(100))]
+
+    #[test]
+    fn a_damaged_file_is_refused_or_runs_but_never_panics(
+        family in 0..7_usize,
+        hits in proptest::collection::vec(proptest::prelude::any::<(usize, u8, bool)>(), 1..6),
+    ) {
+        let name = Sample::families().nth(family).expect("seven families");
+        let small = Sample { layers: 1, embedding_len: 32, feed_forward_len: 32, ..Sample::of(name) };
+        let bytes = small.bytes().expect("a sample");
+        // The weights of the small samples are about 300 kB; what is before them is the header.
+        let whole = Gguf::from_bytes(bytes.clone()).expect("well-formed");
+        let weights: usize = whole.tensors().iter().map(|t| t.size_bytes.next_multiple_of(32)).sum();
+        let header = bytes.len() - weights - 8;
+        let Ok(gguf) = Gguf::from_bytes(damaged(bytes, header, &hits)) else { return Ok(()) };
+        let Ok(architecture) = Architecture::from_gguf(&gguf) else { return Ok(()) };
+        let planned = crate::backend::plan(&gguf, &architecture, &options(KvType::F16));
+        proptest::prop_assert!(planned.weights_bytes < 1 << 30);
+        if let Ok(mut backend) = candle::load(&gguf, &architecture, &options(KvType::F16)) {
+            let mut output = StepOutput::default();
+            let spans = [span(0, 2, 0, &[0], Rows::Last)];
+            let batch = Batch { tokens: &[0, 1], spans: &spans, hidden: false };
+            let _ = backend.step(&batch, &mut output);
+        }
     }
 }
