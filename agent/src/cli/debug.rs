@@ -5,10 +5,12 @@
 
 mod check;
 mod greedy;
+mod lines;
 mod logits;
 mod model;
 mod npz;
 mod sample;
+mod tokens;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,10 @@ enum Command {
     Greedy(greedy::Args),
     /// Read, plan and load a model file and compute one step; exit 1 and say why if it is refused.
     Check(check::Args),
+    /// Text to token ids: JSON lines `{text}` in, `{ids}` out; no specials added, none parsed.
+    Tokenize(tokens::Args),
+    /// Token ids to text: JSON lines `{ids}` in, `{text}` out.
+    Detokenize(tokens::Args),
     /// Write a small model with random weights.
     Sample(sample::Args),
 }
@@ -37,6 +43,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Logits(args) => logits::run(args),
         Command::Greedy(args) => greedy::run(args),
         Command::Check(args) => check::run(args),
+        Command::Tokenize(args) => tokens::tokenize(args),
+        Command::Detokenize(args) => tokens::detokenize(args),
         Command::Sample(args) => sample::run(args),
     }
 }
