@@ -30,7 +30,10 @@ fn answer_between<In: DeserializeOwned, Out: Serialize>(
         if read.context("read standard input")? == 0 {
             break;
         }
-        ensure!(line.len() <= LINE_BYTES_MAX, "read line {number}: longer than {LINE_BYTES_MAX} bytes");
+        ensure!(
+            line.len() <= LINE_BYTES_MAX,
+            "read line {number}: longer than {LINE_BYTES_MAX} bytes"
+        );
         if line.trim_ascii().is_empty() {
             continue;
         }
