@@ -137,6 +137,7 @@ pub async fn enroll(
         url: token.url.trim_end_matches('/').to_owned(),
         certificate_pem: response.certificate_pem.clone(),
         ca_pem: response.ca_pem.clone(),
+        audit_cosign_key: response.audit_cosign_key.clone(),
         key_pem: key.serialize_pem(),
     };
     trust(store, response, clock.now_s(), &enrollment.actor, &identity).await?;
@@ -165,7 +166,10 @@ async fn trust(
     let name = identity.name.clone();
     store
         .write(move |tx| {
-            Trusted::bootstrap(tx, Repo::Registry, &registry, now_s).map_err(Box::new)?;
+            // A control plane without a registry yet: its root is taken when there is one.
+            if !registry.is_empty() {
+                Trusted::bootstrap(tx, Repo::Registry, &registry, now_s).map_err(Box::new)?;
+            }
             Trusted::bootstrap(tx, Repo::Director, &director, now_s).map_err(Box::new)?;
             state::begin(tx, &response.device_id)?;
             let event = Event {

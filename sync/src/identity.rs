@@ -48,6 +48,8 @@ pub struct Identity {
     pub certificate_pem: String,
     /// The fleet's CA, PEM.
     pub ca_pem: String,
+    /// The key (Ed25519, 32 bytes) that co-signs this device's audit checkpoints, hex.
+    pub audit_cosign_key: String,
     /// The device's private key, PKCS#8 PEM.
     pub key_pem: String,
 }
@@ -150,6 +152,7 @@ mod tests {
             url: "https://127.0.0.1:1".into(),
             certificate_pem: certificate.pem(),
             ca_pem: certificate.pem(),
+            audit_cosign_key: String::new(),
             key_pem: key.serialize_pem(),
         }
     }

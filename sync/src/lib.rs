@@ -30,6 +30,10 @@ mod run;
 pub mod schedule;
 pub mod state;
 mod status;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod transport;
 

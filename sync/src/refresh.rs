@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use fulmar_policy::audit::{AuditError, Event, Outcome};
-use fulmar_registry::trust::{Refresh, Repo, Scope, TrustError, Trusted};
+use fulmar_registry::Digest;
+use fulmar_registry::trust::{Fetched, Refresh, Repo, Scope, TrustError, Trusted, Want};
 use fulmar_store::{Store, StoreError};
 use serde_json::json;
 
@@ -12,6 +13,9 @@ use crate::clock::SignedClock;
 use crate::outbox;
 use crate::state;
 use crate::transport::{Transport, TransportError};
+
+/// Longest first root, in bytes.
+const ROOT_BYTES_MAX: u64 = 512_000;
 
 /// Why the desired state could not be refreshed.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +132,10 @@ async fn advance(
     let trusted: Option<Trusted> = store
         .read(move |connection| Trusted::load(connection, repo).map_err(RefreshError::trust(repo)))
         .await?;
-    let trusted = trusted.ok_or(RefreshError::NoRoot { repo: repo.as_str() })?;
+    let trusted = match trusted {
+        Some(trusted) => trusted,
+        None => first_root(transport, store, clock, repo).await?,
+    };
     let mut refresh = Refresh::new(trusted, clock.now_s()).scope(scope);
     let fed = feed(transport, repo, &mut refresh).await;
     match fed {
@@ -143,6 +150,42 @@ async fn advance(
             Err(error)
         }
     }
+}
+
+/// The registry's first root, where the fleet had none when this device joined. It is taken once,
+/// over the connection that enrolment pinned, with the trust that enrolment itself would have had;
+/// from then on only its own keys replace it.
+async fn first_root(
+    transport: &Transport,
+    store: &Store,
+    clock: &SignedClock,
+    repo: Repo,
+) -> Result<Trusted, RefreshError> {
+    if repo != Repo::Registry {
+        return Err(RefreshError::NoRoot { repo: repo.as_str() });
+    }
+    let want = Want { file_name: "1.root.json".to_owned(), length_max: ROOT_BYTES_MAX };
+    let Fetched::Found(root) = transport.metadata(repo, &want).await? else {
+        return Err(RefreshError::NoRoot { repo: repo.as_str() });
+    };
+    let at_s = clock.now_s();
+    store
+        .write(move |tx| {
+            let trusted =
+                Trusted::bootstrap(tx, repo, &root, at_s).map_err(RefreshError::trust(repo))?;
+            let event = Event {
+                at_s,
+                actor: "control-plane",
+                action: "trust.bootstrap",
+                resource: repo.as_str(),
+                outcome: Outcome::Completed,
+                opened: None,
+                detail: json!({ "root_digest": Digest::of(&root), "version": trusted.root_version() }),
+            };
+            outbox::record(tx, &event)?;
+            Ok(trusted)
+        })
+        .await
 }
 
 async fn feed(

@@ -412,7 +412,7 @@ impl Inner {
         Ok(())
     }
 
-    /// A new certificate in time; the connection takes it up with the agent's next start.
+    /// A new certificate in time.
     async fn renew(&self) {
         let mut identity = self.identity.write().await;
         let now_s = self.clock.now_s();
@@ -421,6 +421,9 @@ impl Inner {
             Ok(Some(renewed)) => {
                 tracing::info!("the device's certificate was renewed");
                 *identity = renewed;
+                if let Err(error) = self.transport.renewed(&identity, Arc::clone(&self.clock)) {
+                    tracing::error!(error = in_words(&error), "the new certificate is not usable");
+                }
             }
             Err(error) => {
                 tracing::warn!(error = in_words(&error), "the device's certificate was not renewed")
@@ -512,6 +515,7 @@ impl Inner {
             .round(&desired, self.options.cost, &report)
             .await
             .map_err(|error| in_words(&error))?;
+        self.count_reports().await.map_err(|error| in_words(&error))?;
         let clean = round.troubles.is_empty() && round.retry == Retry::No;
         let before = self.status.borrow().troubles.clone();
         self.status.send_modify(|status| status.troubles.clone_from(&round.troubles));
@@ -522,6 +526,13 @@ impl Inner {
             self.nudge_quietly();
         }
         Ok(round.retry)
+    }
+
+    async fn count_reports(&self) -> Result<(), CycleError> {
+        let pending =
+            self.store.read(|connection| Ok::<_, CycleError>(outbox::pending(connection)?)).await?;
+        self.status.send_modify(|status| status.outbox_pending = pending);
+        Ok(())
     }
 
     async fn applied(&self, generation: u64) -> Result<(), CycleError> {

@@ -2,7 +2,7 @@
 //! the control plane worded it.
 
 use std::error::Error as _;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use fulmar_protocol::{
@@ -79,10 +79,11 @@ impl TransportError {
     }
 }
 
-/// A connection to the control plane; cloning is cheap.
+/// A connection to the control plane; cloning is cheap, and all clones change certificates
+/// together.
 #[derive(Debug, Clone)]
 pub struct Transport {
-    http: reqwest::Client,
+    http: Arc<RwLock<reqwest::Client>>,
     base: String,
 }
 
@@ -106,17 +107,19 @@ impl Transport {
 
     fn new(url: &str, tls: rustls::ClientConfig) -> Result<Self, TransportError> {
         let base = url.trim_end_matches('/').to_owned();
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .https_only(true)
-            // A control plane has no reason to send a device elsewhere.
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .user_agent(concat!("fulmar/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| unreachable(&base, &error))?;
+        let http = Arc::new(RwLock::new(client(&base, tls)?));
         Ok(Self { http, base })
+    }
+
+    /// Takes up a renewed certificate; requests under way end with the old one.
+    pub(crate) fn renewed(
+        &self,
+        identity: &Identity,
+        clock: Arc<SignedClock>,
+    ) -> Result<(), TransportError> {
+        let renewed = client(&self.base, tls::member(identity, clock)?)?;
+        *self.http.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+        Ok(())
     }
 
     /// The control plane's address.
@@ -207,7 +210,8 @@ impl Transport {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base))
+        let http = self.http.read().unwrap_or_else(PoisonError::into_inner).clone();
+        http.request(method, format!("{}{path}", self.base))
     }
 
     async fn post<Q: Serialize, A: DeserializeOwned>(
@@ -262,6 +266,19 @@ impl Transport {
         });
         TransportError::Refused { path: path.to_owned(), status: status.as_u16(), answer }
     }
+}
+
+fn client(base: &str, tls: rustls::ClientConfig) -> Result<reqwest::Client, TransportError> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        // A control plane has no reason to send a device elsewhere.
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .user_agent(concat!("fulmar/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| unreachable(base, &error))
 }
 
 /// reqwest's own text says little; what happened is in its sources.

@@ -1,0 +1,290 @@
+//! The whole link against a scripted control plane.
+
+use std::time::Duration;
+
+use fulmar_registry::{ModelRef, catalog};
+use tokio_util::sync::CancellationToken;
+
+use crate::testing::{ControlPlane, Device};
+use crate::{Checked, EnrollError, Link, Status, Sync, TransportError};
+
+const NAME: &str = "acme/tiny:v1";
+
+/// A running link; ends with the test.
+struct Running {
+    sync: Sync,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(sync: Sync) -> Self {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(sync.clone().run(stop.clone()));
+        Self { sync, stop, task }
+    }
+
+    /// Waits until the status is as wanted.
+    async fn until(&self, what: &str, wanted: impl FnMut(&Status) -> bool) -> Status {
+        let mut changes = self.sync.subscribe();
+        let waited = tokio::time::timeout(Duration::from_secs(20), changes.wait_for(wanted)).await;
+        let status = waited.map(|status| status.unwrap().clone());
+        status.unwrap_or_else(|_| panic!("{what} did not come: {:#?}", self.sync.status()))
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn weights(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 13 % 251) as u8).collect()
+}
+
+fn active(device: &Device) -> Option<u64> {
+    let reference: ModelRef = NAME.parse().unwrap();
+    device
+        .registry
+        .store()
+        .read_blocking(|connection| catalog::find(connection, &reference))
+        .ok()
+        .map(|installed| installed.manifest.release)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_joins_and_brings_itself_to_the_desired_state() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(300_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the second generation", |s| s.generation_applied == 2).await;
+    assert_eq!(active(&device), Some(1));
+    device.registry.verified_model(&NAME.parse().unwrap()).unwrap();
+    running
+        .until("an empty outbox", |s| s.outbox_pending == 0 && s.checked_in_at_s.is_some())
+        .await;
+    running.end().await;
+    let script = plane.script();
+    let expected: Vec<u64> = (1..=script.reports.len() as u64).collect();
+    assert_eq!(script.reports, expected, "reports are numbered without gaps");
+    assert!(script.reports.len() >= 4, "enroll, accept, install, activate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_contact_is_checked_against_the_tokens_ca() {
+    let plane = ControlPlane::start().await;
+    let other = ControlPlane::start().await;
+    let mut token = fulmar_protocol::JoinToken::decode(&other.token()).unwrap();
+    token.url = format!("https://{}", plane.address);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    let enrollment = device.enrollment(&token.encode());
+    let refused = crate::enroll(device.registry.store(), device.clock.clone(), &enrollment).await;
+    let Err(EnrollError::Transport(TransportError::Unreachable { reason, .. })) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(reason.contains("does not show the CA"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_does_not_join_again() {
+    let plane = ControlPlane::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let enrollment = device.enrollment(&plane.token());
+    let refused = crate::enroll(device.registry.store(), device.clock.clone(), &enrollment).await;
+    assert!(matches!(refused, Err(EnrollError::Member { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_joined_before_there_was_a_registry_takes_its_root_later() {
+    let plane = ControlPlane::start().await;
+    plane.script().without_registry_root = Some(());
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    plane.assign(vec![entry]);
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the second generation", |s| s.generation_applied == 2).await;
+    assert_eq!(active(&device), Some(1));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_connections_and_wrong_bytes_cost_only_what_was_wrong() {
+    let plane = ControlPlane::start().await;
+    let bytes = weights(9_000_000);
+    let entry = plane.publish(NAME, 1, &bytes);
+    plane.assign(vec![entry]);
+    plane.script().cut_blobs = Some((3_000_000, 2));
+    plane.script().spoil_blobs = 1;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    running.end().await;
+    device.registry.verified_model(&NAME.parse().unwrap()).unwrap();
+    let sent = plane.script().blob_bytes_sent;
+    assert!(sent < 2 * bytes.len(), "{sent} bytes were sent for {}", bytes.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_lives_through_restarts_without_its_control_plane_and_catches_up() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(200_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    // Half of the model comes, then the device is switched off.
+    plane.script().cut_blobs = Some((50_000, 1));
+    plane.script().gone_after_cuts = Some(());
+    let running = Running::start(device.sync(Checked::Healthy));
+    let status = running.until("the trouble", |s| !s.troubles.is_empty()).await;
+    assert!(status.troubles[0].reason.contains("blob_unknown"), "{status:?}");
+    running.end().await;
+    assert_eq!(device.registry.blobs().list_incoming().unwrap()[0].1, 50_000);
+    drop(device);
+    plane.script().cut_blobs = None;
+    let device = Device::open(dir.path());
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    running.end().await;
+    let manifest_bytes = 3_000;
+    assert!(plane.script().blob_bytes_sent < 200_000 + manifest_bytes, "only the rest came");
+    // The control plane goes away; the device starts again and serves all the same.
+    let address = plane.address;
+    drop(plane);
+    drop(device);
+    let device = Device::open(dir.path());
+    let running = Running::start(device.sync(Checked::Healthy));
+    let failed = |s: &Status| matches!(&s.link, Link::Offline { failures, .. } if *failures > 1);
+    let status = running.until("two failures", failed).await;
+    assert_eq!((status.generation_seen, status.generation_applied), (2, 2));
+    let Link::Offline { reason, .. } = status.link else { panic!() };
+    assert!(reason.contains(&address.to_string()), "{reason}");
+    device.registry.verified_model(&NAME.parse().unwrap()).unwrap();
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unhealthy_release_does_not_replace_the_healthy_one() {
+    let plane = ControlPlane::start().await;
+    let first = plane.publish(NAME, 1, &weights(1_000));
+    plane.assign(vec![first]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("release 1", |s| s.generation_applied == 2).await;
+    running.end().await;
+    let second = plane.publish(NAME, 2, &weights(2_000));
+    plane.assign(vec![second]);
+    let sick = Checked::Unhealthy { reason: "0.1 tokens/s".to_owned() };
+    let running = Running::start(device.sync(sick));
+    let status = running.until("the trouble", |s| !s.troubles.is_empty()).await;
+    assert!(status.troubles[0].reason.contains("0.1 tokens/s"), "{status:?}");
+    assert_eq!(active(&device), Some(1));
+    let told = |s: &Status| s.checked_in_at_s.is_some() && s.outbox_pending == 0;
+    running.until("the report", told).await;
+    running.end().await;
+    // Told to, the device goes to a release that works.
+    let third = plane.publish(NAME, 3, &weights(3_000));
+    plane.assign(vec![third]);
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("release 3", |s| s.generation_applied == 4).await;
+    assert_eq!(active(&device), Some(3));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_owner_did_not_sign_is_not_installed_whatever_the_director_says() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    let forged = fulmar_registry::trust::director::DirectorEntry {
+        digest: fulmar_registry::Digest::of(b"another manifest"),
+        ..entry
+    };
+    plane.assign(vec![forged]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    let status = running.until("the trouble", |s| !s.troubles.is_empty()).await;
+    assert!(status.troubles[0].reason.contains("different contents"), "{status:?}");
+    assert_eq!(status.generation_applied, 0);
+    assert_eq!(active(&device), None);
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_generation_is_refused_and_what_is_there_goes_on() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    plane.script().generation = 1;
+    plane.mint();
+    let status = running.until("the refusal", |s| s.error.is_some()).await;
+    assert!(status.error.unwrap().contains("has seen generation 2"));
+    assert_eq!(active(&device), Some(1));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_timestamp_is_refused_by_name() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    let old = plane.script().metadata["director/timestamp.json"].clone();
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    plane.mint();
+    plane.script().metadata.insert("director/timestamp.json".to_owned(), old);
+    let status = running.until("the refusal", |s| s.error.is_some()).await;
+    let error = status.error.unwrap();
+    assert!(error.contains("director") && error.contains("timestamp"), "{error}");
+    assert_eq!(active(&device), Some(1));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_is_repaired_from_the_network() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(100_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    let path = device.registry.verified_model(&NAME.parse().unwrap()).unwrap().weights.path;
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[77] ^= 4;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let found = device.registry.verified_model(&NAME.parse().unwrap());
+    assert!(found.is_err(), "the flipped bit was not found");
+    running.sync.reconcile();
+    let mut waited = 0;
+    while device.registry.verified_model(&NAME.parse().unwrap()).is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        waited += 1;
+        assert!(waited < 500, "not repaired: {:?}", running.sync.status());
+    }
+    running.end().await;
+}
