@@ -1,17 +1,331 @@
 //! Constrained output: from a schema or grammar to a mask over the vocabulary.
+//!
+//! llguidance does the work. A [`Vocabulary`] is built once per model; each constrained sequence
+//! has its own [`Guide`]. Invariants:
+//! - Every token a guide allows leads to a text that can still be finished; an end token is allowed
+//!   only where the text is complete. So an answer that ended by itself is valid; one cut by
+//!   `max_tokens` says so.
+//! - What can't be enforced is refused, with the keyword to blame, not ignored.
+//! - A schema or grammar is bounded in size and depth before a recursive parser sees it.
+
+mod gbnf;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie, TokenizerEnv};
+
+use crate::engine::Constraint;
+
+/// Bytes of a schema or grammar at most.
+pub const GRAMMAR_BYTES_MAX: usize = 512 * 1024;
+/// Nesting of a schema's values or a grammar's brackets at most.
+pub const GRAMMAR_DEPTH_MAX: usize = 64;
 
 /// Why a constraint can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
     /// The JSON schema uses something that can't be enforced.
-    #[error("schema keyword \"{keyword}\" is not supported: {reason}")]
+    #[error("schema keyword \"{keyword}\" is not supported here: {reason}")]
     Keyword {
         /// The keyword to blame.
         keyword: String,
         /// What the compiler said.
         reason: String,
     },
-    /// The schema, regular expression or grammar is not well formed, or too big.
+    /// The schema, regular expression or grammar is not well formed, or can't be fulfilled.
     #[error("{0}")]
     Grammar(String),
+    /// It is too big.
+    #[error("grammar has {found} {what}, at most {max}")]
+    TooBig {
+        /// Of what: bytes, or levels of nesting.
+        what: &'static str,
+        /// How many.
+        found: usize,
+        /// Limit.
+        max: usize,
+    },
+    /// The model has no end token, so a constrained answer could not end.
+    #[error("the model's vocabulary can't be constrained: {0}")]
+    Vocabulary(String),
 }
+
+/// A model's vocabulary, ready to compile constraints against.
+pub struct Vocabulary {
+    factory: ParserFactory,
+}
+
+impl std::fmt::Debug for Vocabulary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Vocabulary")
+    }
+}
+
+/// The trie alone: tokens are not forced ahead, so no canonical tokenisation is needed.
+struct Trie(TokTrie);
+
+impl TokenizerEnv for Trie {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.0
+    }
+
+    fn tokenize_bytes(&self, s: &[u8]) -> Vec<u32> {
+        self.0.greedy_tokenize(s)
+    }
+
+    fn tokenize_is_canonical(&self) -> bool {
+        false
+    }
+}
+
+impl Vocabulary {
+    /// `words` are the tokens' bytes by id, empty for tokens that never stand for text (special
+    /// ones); `ends` the tokens that end an answer.
+    ///
+    /// # Errors
+    /// [`ConstraintError::Vocabulary`].
+    pub fn new(words: &[Vec<u8>], ends: &[u32]) -> Result<Self, ConstraintError> {
+        let refuse = |text: &str| ConstraintError::Vocabulary(text.to_owned());
+        let count = u32::try_from(words.len()).map_err(|_| refuse("it is too big"))?;
+        let ends: Vec<u32> = ends.iter().copied().filter(|&id| id < count).collect();
+        let Some(&end) = ends.first() else { return Err(refuse("it has no end token")) };
+        let build = || {
+            let trie = TokTrie::from(&TokRxInfo::new(count, end), words).with_eos_tokens(&ends);
+            let env: toktrie::TokEnv = Arc::new(Trie(trie));
+            let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+            ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
+        };
+        let mut factory =
+            guarded(build)?.map_err(|e| ConstraintError::Vocabulary(e.to_string()))?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Self { factory })
+    }
+
+    /// Compiles a constraint.
+    ///
+    /// # Errors
+    /// [`ConstraintError`].
+    pub fn compile(&self, constraint: &Constraint) -> Result<Guide, ConstraintError> {
+        let grammar = grammar(constraint)?;
+        let parser = guarded(|| self.factory.create_parser(grammar))?
+            .map_err(|e| blame(constraint, &e.to_string()))?;
+        let matcher = Matcher::new(Ok(parser));
+        if let Some(reason) = matcher.get_error() {
+            return Err(blame(constraint, &reason));
+        }
+        Ok(Guide { matcher, mask: SimpleVob::new() })
+    }
+}
+
+/// The compiler is not written for hostile input everywhere; a panic of its is a refusal.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, ConstraintError> {
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| ConstraintError::Grammar("the grammar compiler gave up".to_owned()))
+}
+
+fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> {
+    Ok(match constraint {
+        Constraint::JsonSchema(schema) => {
+            check_depth(schema)?;
+            check_bytes(schema.to_string().len())?;
+            TopLevelGrammar::from_json_schema(rigid(schema.clone()))
+        }
+        Constraint::Json => TopLevelGrammar::from_json_schema(rigid(json!({}))),
+        Constraint::Regex(regex) => {
+            check_text(regex)?;
+            TopLevelGrammar::from_regex(regex)
+        }
+        Constraint::Lark(lark) => {
+            check_text(lark)?;
+            TopLevelGrammar::from_grammar(GrammarWithLexer::from_lark(lark.clone()))
+        }
+        Constraint::Gbnf(text) => {
+            check_text(text)?;
+            let lark = gbnf::to_lark(text)
+                .map_err(|e| ConstraintError::Grammar(format!("read GBNF: {e}")))?;
+            TopLevelGrammar::from_grammar(GrammarWithLexer::from_lark(lark))
+        }
+    })
+}
+
+/// White space is fixed, so that a model can't spend its answer on it.
+fn rigid(schema: Value) -> Value {
+    let options = json!({ "whitespace_flexible": false });
+    match schema {
+        Value::Object(mut object) => {
+            object.insert("x-guidance".to_owned(), options);
+            Value::Object(object)
+        }
+        Value::Bool(true) => json!({ "x-guidance": options }),
+        other => other,
+    }
+}
+
+fn check_bytes(found: usize) -> Result<(), ConstraintError> {
+    if found > GRAMMAR_BYTES_MAX {
+        return Err(ConstraintError::TooBig { what: "bytes", found, max: GRAMMAR_BYTES_MAX });
+    }
+    Ok(())
+}
+
+fn too_deep(found: usize) -> Result<(), ConstraintError> {
+    if found > GRAMMAR_DEPTH_MAX {
+        let max = GRAMMAR_DEPTH_MAX;
+        return Err(ConstraintError::TooBig { what: "levels of nesting", found, max });
+    }
+    Ok(())
+}
+
+fn check_depth(schema: &Value) -> Result<(), ConstraintError> {
+    let mut level: Vec<&Value> = vec![schema];
+    let mut depth = 0;
+    while !level.is_empty() {
+        depth += 1;
+        too_deep(depth)?;
+        let inner = |v: &&Value| matches!(v, Value::Array(_) | Value::Object(_));
+        level = level
+            .into_iter()
+            .flat_map(|v| match v {
+                Value::Array(items) => items.iter().filter(inner).collect::<Vec<_>>(),
+                Value::Object(fields) => fields.values().filter(inner).collect(),
+                _ => Vec::new(),
+            })
+            .collect();
+    }
+    Ok(())
+}
+
+fn check_text(text: &str) -> Result<(), ConstraintError> {
+    check_bytes(text.len())?;
+    let (mut depth, mut deepest) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    too_deep(deepest)
+}
+
+/// Keywords that a compiler's message may name.
+const KEYWORDS: [&str; 27] = [
+    "oneOf",
+    "anyOf",
+    "allOf",
+    "$ref",
+    "const",
+    "enum",
+    "additionalItems",
+    "prefixItems",
+    "minItems",
+    "maxItems",
+    "additionalProperties",
+    "patternProperties",
+    "minProperties",
+    "maxProperties",
+    "properties",
+    "required",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "format",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "minimum",
+    "maximum",
+    "multipleOf",
+    "items",
+    "type",
+];
+
+/// Finds the schema keyword that the compiler complains about.
+fn blame(constraint: &Constraint, message: &str) -> ConstraintError {
+    let reason = first_lines(message);
+    if !matches!(constraint, Constraint::JsonSchema(_)) {
+        return ConstraintError::Grammar(reason);
+    }
+    let unimplemented = message
+        .split_once("Unimplemented keys: [\"")
+        .and_then(|(_, rest)| rest.split_once('"'))
+        .map(|(keyword, _)| keyword.to_owned());
+    let lower = message.to_lowercase();
+    let named = || {
+        let named = KEYWORDS.iter().find(|k| {
+            message.split(|c: char| !c.is_alphanumeric() && c != '$').any(|word| word == **k)
+        });
+        let hinted = KEYWORDS.iter().find(|k| lower.contains(&k.to_lowercase()));
+        let regex = lower.contains("regex").then_some(&"pattern");
+        named.or(regex).or(hinted).map(|k| (*k).to_owned())
+    };
+    match unimplemented.or_else(named) {
+        Some(keyword) => ConstraintError::Keyword { keyword, reason },
+        None => ConstraintError::Grammar(reason),
+    }
+}
+
+fn first_lines(message: &str) -> String {
+    let text: Vec<&str> =
+        message.lines().map(str::trim).filter(|l| !l.is_empty()).take(2).collect();
+    let text = text.join("; ");
+    match text.char_indices().nth(300) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+/// Where one answer stands in its grammar.
+pub struct Guide {
+    matcher: Matcher,
+    mask: SimpleVob,
+}
+
+impl std::fmt::Debug for Guide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guide")
+    }
+}
+
+impl Guide {
+    /// One bit per token, set where the token may come next. Where the text is complete and
+    /// nothing may follow, only end tokens.
+    ///
+    /// # Errors
+    /// What llguidance says when the grammar is too complex here.
+    pub fn mask(&mut self) -> Result<&[u32], ConstraintError> {
+        self.mask = self
+            .matcher
+            .compute_mask_or_eos()
+            .map_err(|e| ConstraintError::Grammar(first_lines(&e.to_string())))?;
+        Ok(self.mask.as_slice())
+    }
+
+    /// Takes a token that the mask allowed.
+    ///
+    /// # Errors
+    /// When the token is not allowed.
+    pub fn take(&mut self, token: u32) -> Result<Progress, ConstraintError> {
+        self.matcher
+            .consume_token(token)
+            .map_err(|e| ConstraintError::Grammar(first_lines(&e.to_string())))?;
+        Ok(if self.matcher.is_stopped() { Progress::Complete } else { Progress::Open })
+    }
+}
+
+/// Where a text stands after a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It may go on.
+    Open,
+    /// It is complete and nothing may follow.
+    Complete,
+}
+
+#[cfg(test)]
+mod tests;

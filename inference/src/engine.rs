@@ -11,16 +11,33 @@
 //!
 //! Deliberately absent: HTTP, permits and audit (the caller's), files (the registry's).
 
+mod answer;
+mod budget;
+mod front;
+mod load;
+mod loaded;
 mod options;
+mod prompt;
 mod queue;
 mod request;
+mod runner;
+mod schedule;
+mod sequence;
+mod shares;
 mod status;
+mod step;
+mod text;
+mod vector;
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use crate::governor::{Narrowing, Strength};
+use tokio::sync::oneshot;
 
+pub use budget::Hold;
+pub use load::{LoadRefused, MustGo};
 pub use options::{
     BackendChoice, EngineOptions, KeepAlive, LoadOptions, OptionsError, PrefixCache, Speculation,
 };
@@ -33,17 +50,79 @@ pub use status::{
     EngineStatus, KvStatus, MemoryStatus, ModelInfo, ModelStatus, QueueStatus, Totals,
 };
 
+use crate::gguf::Gguf;
+use crate::governor::{Narrowing, Strength};
+use crate::tokenizer::Tokenizer;
+use queue::{Mailbox, NotTaken, Queue, lock};
+use runner::{Job, Order, Runner};
+
+/// Orders (loads, unloads) that wait for the engine's thread at most.
+const ORDERS_MAX: usize = 64;
+/// Inputs of one embedding request that are in the engine at a time.
+const EMBED_WAVE: usize = 8;
+/// Bytes set aside for each sequence that runs: its tokens, bookkeeping, and text not yet read.
+const SEQUENCE_BYTES: u64 = 64 * 1024;
+
 /// A handle to the engine; clones share it. When the last one is dropped, the engine ends.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Engine {
-    shared: std::sync::Arc<Shared>,
+    shared: Arc<Shared>,
+    _end: Arc<EndOnDrop>,
 }
 
-#[derive(Debug)]
-struct Shared {
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+/// What handles, loads and the engine's thread share.
+pub(crate) struct Shared {
     options: EngineOptions,
-    queue: std::sync::Arc<queue::Queue>,
-    narrowing: std::sync::Mutex<Narrowing>,
+    mailbox: Mailbox<Order, Job>,
+    queue: Arc<Queue>,
+    fronts: front::Fronts,
+    narrowing: Mutex<Narrowing>,
+    published: Mutex<Published>,
+    /// Held by the load under way.
+    loading: Mutex<()>,
+    /// Orders models and sequences.
+    ordinals: AtomicU64,
+}
+
+/// What the engine's thread says of itself now and then.
+#[derive(Default)]
+struct Published {
+    models: Vec<ModelStatus>,
+    memory: MemoryStatus,
+    totals: Totals,
+}
+
+impl Shared {
+    fn next_ordinal(&self) -> u64 {
+        self.ordinals.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn strength(&self) -> Strength {
+        Strength {
+            threads: self.options.threads,
+            batch_tokens: self.options.batch_tokens_max,
+            sequences: self.options.sequences_max,
+        }
+    }
+
+    /// Bytes of the budget for what waits and for the sequences themselves.
+    fn queue_bytes(&self) -> u64 {
+        self.options.queue_bytes_max + SEQUENCE_BYTES * self.options.sequences_max as u64
+    }
+}
+
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.mailbox.close();
+    }
 }
 
 /// The engine could not start.
@@ -66,6 +145,12 @@ pub enum UnloadRefused {
         /// The name asked for.
         name: String,
     },
+    /// Too many orders wait.
+    #[error("the engine has {max} orders waiting, its limit")]
+    Busy {
+        /// The limit.
+        max: usize,
+    },
     /// The engine is shutting down.
     #[error("engine is shutting down")]
     ShuttingDown,
@@ -78,9 +163,48 @@ impl Engine {
     /// [`StartError`].
     pub fn start(options: EngineOptions) -> Result<Self, StartError> {
         options.check()?;
-        let queue = queue::Queue::new(options.queue_len_max, options.queue_bytes_max);
-        let narrowing = std::sync::Mutex::default();
-        Ok(Self { shared: std::sync::Arc::new(Shared { options, queue, narrowing }) })
+        let shared = Arc::new(Shared {
+            mailbox: Mailbox::new(ORDERS_MAX),
+            queue: Queue::new(options.queue_len_max, options.queue_bytes_max),
+            fronts: front::Fronts::default(),
+            narrowing: Mutex::default(),
+            published: Mutex::default(),
+            loading: Mutex::default(),
+            ordinals: AtomicU64::new(1),
+            options,
+        });
+        let runner = Runner::new(Arc::clone(&shared));
+        std::thread::Builder::new()
+            .name("fulmar-engine".to_owned())
+            .spawn(move || runner.run())
+            .map_err(StartError::Thread)?;
+        Ok(Self { _end: Arc::new(EndOnDrop(Arc::clone(&shared))), shared })
+    }
+
+    /// Loads a model with the engine's own options.
+    ///
+    /// # Errors
+    /// [`LoadRefused`].
+    pub async fn load(&self, name: &str, gguf: Gguf) -> Result<ModelInfo, LoadRefused> {
+        self.load_with(name, gguf, LoadOptions::default()).await
+    }
+
+    /// Loads a model. Idle models go where its room is wanted. The load goes on when the caller
+    /// doesn't wait for it.
+    ///
+    /// # Errors
+    /// [`LoadRefused`]; of the model nothing stays then.
+    pub async fn load_with(
+        &self,
+        name: &str,
+        gguf: Gguf,
+        options: LoadOptions,
+    ) -> Result<ModelInfo, LoadRefused> {
+        let (shared, name) = (Arc::clone(&self.shared), name.to_owned());
+        let loading =
+            tokio::task::spawn_blocking(move || load::load(&shared, &name, &gguf, &options));
+        // A loader that panicked is an error here, and its reservation is given back.
+        loading.await.unwrap_or_else(|panic| Err(LoadRefused::Lost(panic.to_string())))
     }
 
     /// Unloads a model: its sequences end as cancelled.
@@ -88,81 +212,147 @@ impl Engine {
     /// # Errors
     /// [`UnloadRefused`].
     pub async fn unload(&self, name: &str) -> Result<(), UnloadRefused> {
-        Err(UnloadRefused::NotLoaded { name: name.to_owned() })
+        let (reply, answer) = oneshot::channel();
+        let order = Order::Unload { name: name.to_owned(), reply };
+        self.shared.mailbox.push_order(order).map_err(|e| match e {
+            NotTaken::Closed => UnloadRefused::ShuttingDown,
+            NotTaken::Full { max } => UnloadRefused::Busy { max },
+        })?;
+        answer.await.unwrap_or(Err(UnloadRefused::ShuttingDown))
     }
 
-    /// Accepts a request or refuses it at once; never waits for a place.
+    /// Accepts a request or refuses it at once; never waits for a place. (It renders the template,
+    /// finds the tokens and compiles the constraint, on a thread that may block.)
     ///
     /// # Errors
     /// [`Refused`], with the limit that was met.
     pub async fn generate(&self, request: Request) -> Result<Generation, Refused> {
-        let _place = self.shared.queue.take()?;
-        Err(Refused::ModelNotLoaded { name: request.model })
+        let place = self.shared.queue.take()?;
+        let shared = Arc::clone(&self.shared);
+        let preparing =
+            tokio::task::spawn_blocking(move || prompt::generate(&shared, request, place));
+        let events = preparing.await.map_err(|e| Refused::Template(e.to_string()))??;
+        Ok(Generation { events, told: Told::NotYet })
     }
 
-    /// Turns texts into vectors, by the model's own pooling type.
+    /// Turns texts into vectors, by the model's own pooling type (the mean where it has none).
     ///
     /// # Errors
     /// [`EmbedError`].
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, EmbedError> {
-        let _place = self.shared.queue.take()?;
-        Err(EmbedError::Refused(Refused::ModelNotLoaded { name: request.model }))
+        let accepted_at = std::time::Instant::now();
+        let mut place = Some(prompt::embed_place(&self.shared, &request)?);
+        let request = Arc::new(request);
+        let mut vectors = Vec::with_capacity(request.inputs.len());
+        let mut prompt_tokens = 0u32;
+        // In waves, so that one request never has more than a wave of sequences waiting.
+        for wave in (0..request.inputs.len()).step_by(EMBED_WAVE) {
+            let (shared, request) = (Arc::clone(&self.shared), Arc::clone(&request));
+            let place = place.take();
+            let preparing = tokio::task::spawn_blocking(move || {
+                let end = request.inputs.len().min(wave + EMBED_WAVE);
+                prompt::embed(&shared, &request, &request.inputs[wave..end], place, accepted_at)
+            });
+            let (replies, tokens) =
+                preparing.await.map_err(|e| EmbedError::Failed(e.to_string()))??;
+            prompt_tokens = prompt_tokens.saturating_add(tokens);
+            for reply in replies {
+                let vector =
+                    reply.await.unwrap_or_else(|_| Err("the model was unloaded".to_owned()));
+                vectors.push(vector.map_err(EmbedError::Failed)?);
+            }
+        }
+        Ok(Embeddings { vectors, prompt_tokens })
+    }
+
+    /// The tokenizer of a loaded model.
+    #[must_use]
+    pub fn tokenizer(&self, name: &str) -> Option<Arc<Tokenizer>> {
+        Some(Arc::clone(&self.shared.fronts.get(name)?.tokenizer))
     }
 
     /// What the engine uses at full strength: for a [`Governor`](crate::governor::Governor).
     #[must_use]
     pub fn strength(&self) -> Strength {
-        let options = &self.shared.options;
-        Strength {
-            threads: options.threads,
-            batch_tokens: options.batch_tokens_max,
-            sequences: options.sequences_max,
-        }
+        self.shared.strength()
     }
 
     /// Narrows the engine from the next step on, or widens it again.
     pub fn govern(&self, narrowing: Narrowing) {
-        *queue::lock(&self.shared.narrowing) = narrowing;
+        *lock(&self.shared.narrowing) = narrowing;
     }
 
-    /// What the engine says about itself; at most a tenth of a second old.
+    /// What the engine says about itself; counts are at most a tenth of a second old.
     #[must_use]
     pub fn status(&self) -> EngineStatus {
-        let options = &self.shared.options;
-        let governor = queue::lock(&self.shared.narrowing).clone();
+        let governor = lock(&self.shared.narrowing).clone();
+        let (models, mut memory, mut totals) = {
+            let published = lock(&self.shared.published);
+            (published.models.clone(), published.memory, published.totals)
+        };
+        memory.resident_bytes = resident_bytes();
+        totals.refused = self.shared.queue.refused();
         EngineStatus {
-            models: Vec::new(),
-            memory: MemoryStatus {
-                budget_bytes: options.budget_bytes,
-                planned_bytes: options.queue_bytes_max,
-                free_bytes: options.budget_bytes - options.queue_bytes_max,
-                queue_bytes: options.queue_bytes_max,
-                ..MemoryStatus::default()
-            },
+            models,
+            memory,
             queue: self.shared.queue.status(),
             threads: governor.apply(self.strength()).threads,
             governor,
-            backend: options.backend,
-            totals: Totals { refused: self.shared.queue.refused(), ..Totals::default() },
+            backend: self.shared.options.backend,
+            totals,
         }
     }
+}
+
+/// The process's resident memory, where `/proc` tells.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// An answer under way. Dropping it cancels the request at the next step.
 #[derive(Debug)]
 pub struct Generation {
     events: tokio::sync::mpsc::Receiver<Event>,
+    told: Told,
+}
+
+/// Whether the last event was given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    NotYet,
+    All,
 }
 
 impl Generation {
     /// The next event; `None` after `Done` or `Failed`.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        let event = self.events.recv().await;
+        self.tell(event)
     }
 
     /// As [`next`](Self::next), for threads that may block.
     pub fn blocking_next(&mut self) -> Option<Event> {
-        self.events.blocking_recv()
+        let event = self.events.blocking_recv();
+        self.tell(event)
+    }
+
+    /// A stream that ends without a last event ends with a failure.
+    fn tell(&mut self, event: Option<Event>) -> Option<Event> {
+        match event {
+            Some(event) => {
+                if matches!(event, Event::Done { .. } | Event::Failed { .. }) {
+                    self.told = Told::All;
+                }
+                Some(event)
+            }
+            None if self.told == Told::All => None,
+            None => {
+                self.told = Told::All;
+                Some(Event::Failed { message: "the model was unloaded".to_owned() })
+            }
+        }
     }
 }
 
@@ -170,6 +360,11 @@ impl futures_util::Stream for Generation {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.events.poll_recv(cx)
+        self.events.poll_recv(cx).map(|event| self.tell(event))
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

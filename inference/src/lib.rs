@@ -6,5 +6,8 @@ pub mod constraint;
 pub mod engine;
 pub mod gguf;
 pub mod governor;
+mod kv;
 pub mod model;
+mod sampler;
+mod speculate;
 pub mod tokenizer;

@@ -1,0 +1,192 @@
+use super::*;
+
+/// One token per byte, and an end token.
+fn bytes() -> Vocabulary {
+    let mut words: Vec<Vec<u8>> = (0..=255u8).map(|b| vec![b]).collect();
+    words.push(Vec::new());
+    Vocabulary::new(&words, &[256]).expect("a vocabulary")
+}
+
+const END: u32 = 256;
+
+fn allows(mask: &[u32], token: u32) -> bool {
+    mask.get(token as usize / 32).is_some_and(|bits| bits >> (token % 32) & 1 == 1)
+}
+
+/// Whether the whole text follows the constraint.
+fn accepts(constraint: &Constraint, text: &str) -> bool {
+    let mut guide = bytes().compile(constraint).expect("a guide");
+    for byte in text.bytes() {
+        if !allows(guide.mask().expect("a mask"), u32::from(byte)) {
+            return false;
+        }
+        guide.take(u32::from(byte)).expect("an allowed token");
+    }
+    allows(guide.mask().expect("a mask"), END)
+}
+
+#[test]
+fn a_schema_allows_what_is_valid_and_nothing_else() {
+    let schema = Constraint::JsonSchema(json!({
+        "type": "object",
+        "properties": { "a": { "type": "integer" }, "b": { "enum": ["x", "y"] } },
+        "required": ["a"],
+        "additionalProperties": false,
+    }));
+    assert!(accepts(&schema, r#"{"a":12,"b":"y"}"#));
+    assert!(accepts(&schema, r#"{"a":-3}"#));
+    for bad in [r#"{"a":1.5}"#, r#"{"b":"x"}"#, r#"{"a":1"#, r#"{ "a":1}"#, r#"{"a":1,"c":2}"#] {
+        assert!(!accepts(&schema, bad), "{bad}");
+    }
+}
+
+#[test]
+fn any_json_regular_expressions_and_lark_work() {
+    assert!(accepts(&Constraint::Json, r#"[1,{"k":null},"é",true]"#));
+    assert!(!accepts(&Constraint::Json, "[1,"));
+    let regex = Constraint::Regex("[a-c]{2,3}|x".to_owned());
+    assert!(accepts(&regex, "abc") && accepts(&regex, "x") && !accepts(&regex, "a"));
+    let lark = Constraint::Lark("start: \"(\" start \")\" | /[0-9]+/".to_owned());
+    assert!(accepts(&lark, "((42))") && !accepts(&lark, "((42)"));
+}
+
+#[test]
+fn after_a_complete_text_only_the_end_is_allowed() {
+    let mut guide = bytes().compile(&Constraint::Regex("ab".to_owned())).unwrap();
+    assert_eq!(guide.take(u32::from(b'a')).unwrap(), Progress::Open);
+    assert_eq!(guide.take(u32::from(b'b')).unwrap(), Progress::Complete);
+    let mask = guide.mask().unwrap();
+    assert!(allows(mask, END) && !allows(mask, u32::from(b'c')));
+}
+
+#[test]
+fn an_unsupported_schema_is_refused_with_the_keyword_to_blame() {
+    let cases = [
+        ("uniqueItems", json!({ "type": "array", "uniqueItems": true })),
+        ("not", json!({ "not": { "type": "string" } })),
+        ("if", json!({ "if": { "type": "string" }, "then": { "minLength": 3 } })),
+        ("oneOf", json!({ "oneOf": [{ "minimum": 3 }, { "maximum": 10 }] })),
+        ("pattern", json!({ "type": "string", "pattern": "(?=a)b" })),
+        ("format", json!({ "type": "string", "format": "no-such-format" })),
+        ("contains", json!({ "type": "array", "contains": { "const": 1 } })),
+    ];
+    for (keyword, schema) in cases {
+        match bytes().compile(&Constraint::JsonSchema(schema.clone())) {
+            Err(ConstraintError::Keyword { keyword: found, .. }) => {
+                assert_eq!(found, keyword, "{schema}");
+            }
+            other => panic!("{schema}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_not_well_formed_is_an_error_value() {
+    let bad = [
+        Constraint::Regex("(".to_owned()),
+        Constraint::Lark("start: nowhere".to_owned()),
+        Constraint::Lark(String::new()),
+        Constraint::Gbnf("root ::= \"a".to_owned()),
+        Constraint::Gbnf("root ::= missing".to_owned()),
+        Constraint::Gbnf(String::new()),
+        Constraint::JsonSchema(json!(42)),
+        Constraint::JsonSchema(json!({ "type": "nonsense" })),
+        Constraint::JsonSchema(json!({ "$ref": "#/nowhere" })),
+        Constraint::JsonSchema(json!({ "enum": "é".repeat(200) })),
+    ];
+    for constraint in bad {
+        assert!(bytes().compile(&constraint).is_err(), "{constraint:?}");
+    }
+}
+
+#[test]
+fn depth_and_size_are_bounded() {
+    let mut deep = json!({});
+    for _ in 0..1000 {
+        deep = json!({ "items": deep });
+    }
+    let cases = [
+        Constraint::JsonSchema(deep),
+        Constraint::Regex("(".repeat(1000) + &")".repeat(1000)),
+        Constraint::Gbnf(format!("root ::= {}\"a\"{}", "(".repeat(1000), ")".repeat(1000))),
+        Constraint::Lark("a".repeat(GRAMMAR_BYTES_MAX + 1)),
+    ];
+    for constraint in cases {
+        let refused = bytes().compile(&constraint).unwrap_err();
+        assert!(matches!(refused, ConstraintError::TooBig { .. }), "{refused}");
+    }
+}
+
+fn gbnf(text: &str) -> Constraint {
+    Constraint::Gbnf(text.to_owned())
+}
+
+#[test]
+fn a_regular_gbnf_grammar_is_taken_exactly() {
+    let g = gbnf(
+        "root ::= greeting (\", \" name)? [.!]\ngreeting ::= \"hi\" | \"h\" [ae] \"llo\"\nname ::= [A-Z] [a-z]{1,3} # short\n",
+    );
+    for good in ["hi.", "hello!", "hallo, Ann.", "hi, Anna!"] {
+        assert!(accepts(&g, good), "{good}");
+    }
+    for bad in ["hi", "hollo.", "hi, A.", "hi, Annas.", "hi,Ann."] {
+        assert!(!accepts(&g, bad), "{bad}");
+    }
+}
+
+#[test]
+fn a_recursive_gbnf_grammar_works_with_white_space_that_may_be_empty() {
+    let g = gbnf(
+        r#"
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+
+object ::=
+  "{" ws (
+            string ":" ws value
+    ("," ws string ":" ws value)*
+  )? "}" ws
+
+array  ::=
+  "[" ws (
+            value
+    ("," ws value)*
+  )? "]" ws
+
+string ::=
+  "\"" (
+    [^"\\\x7F\x00-\x1F] |
+    "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4})
+  )* "\"" ws
+
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9]+)? ws
+ws ::= | " " | "\n" [ \t]{0,20}
+"#,
+    );
+    for good in [
+        "{}",
+        r#"{"a":1}"#,
+        r#"{"a": [1,2, {"b": "cé\n"}], "d": true}"#,
+        "{\"a\":\n  null}",
+        r#"{"x":-1.5e+3}"#,
+    ] {
+        assert!(accepts(&g, good), "{good}");
+    }
+    for bad in ["[]", r#"{"a":}"#, r#"{"a":1,}"#, r#"{a:1}"#, r#"{"a":"}"#, "{"] {
+        assert!(!accepts(&g, bad), "{bad}");
+    }
+}
+
+#[test]
+fn gbnf_escapes_and_repetitions_are_understood() {
+    let g = gbnf("root ::= \"\\x41\\u00e9\\\"\" [\\-a-c/] .{2} \"\"");
+    assert!(accepts(&g, "Aé\"-xy") && accepts(&g, "Aé\"/\né") && !accepts(&g, "Aé\"d12"));
+    assert!(bytes().compile(&gbnf("root ::= \"a\"{99999}")).is_err());
+    assert!(bytes().compile(&gbnf("root ::= [z-a]")).is_err());
+}
+
+#[test]
+fn a_vocabulary_without_an_end_token_is_refused() {
+    assert!(matches!(Vocabulary::new(&[b"a".to_vec()], &[]), Err(ConstraintError::Vocabulary(_))));
+    assert!(Vocabulary::new(&[b"a".to_vec()], &[7]).is_err());
+}

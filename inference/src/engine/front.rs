@@ -1,0 +1,69 @@
+//! What callers need of a loaded model before their request reaches the engine's thread.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use crate::constraint::{ConstraintError, Guide, Vocabulary};
+use crate::engine::Constraint;
+use crate::model::Pooling;
+use crate::tokenizer::Tokenizer;
+
+#[derive(Debug)]
+pub(crate) struct Front {
+    pub(crate) name: String,
+    /// Tells a model from an earlier one of the same name.
+    pub(crate) ordinal: u64,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) pooling: Pooling,
+    pub(crate) context_tokens: usize,
+    /// Rows of the logits: at least the tokenizer's tokens.
+    pub(crate) vocab_len: usize,
+    /// Built when the first constraint comes.
+    vocabulary: OnceLock<Result<Vocabulary, ConstraintError>>,
+}
+
+impl Front {
+    pub(crate) fn new(
+        name: String,
+        ordinal: u64,
+        tokenizer: Arc<Tokenizer>,
+        pooling: Pooling,
+        context_tokens: usize,
+        vocab_len: usize,
+    ) -> Self {
+        let vocabulary = OnceLock::new();
+        Self { name, ordinal, tokenizer, pooling, context_tokens, vocab_len, vocabulary }
+    }
+
+    /// Compiles a constraint against the model's vocabulary.
+    pub(crate) fn guide(&self, constraint: &Constraint) -> Result<Guide, ConstraintError> {
+        let vocabulary = self.vocabulary.get_or_init(|| {
+            let count = self.tokenizer.vocab_len() as u32;
+            // Tokens that are not text can't be part of a constrained one.
+            let is_text = |id| !self.tokenizer.is_control(id) && !self.tokenizer.is_reserved(id);
+            let word = |id| if is_text(id) { self.tokenizer.token_bytes(id) } else { &[] };
+            let words: Vec<Vec<u8>> = (0..count).map(|id| word(id).to_vec()).collect();
+            Vocabulary::new(&words, self.tokenizer.ends())
+        });
+        vocabulary.as_ref().map_err(Clone::clone)?.compile(constraint)
+    }
+}
+
+/// All loaded models' fronts, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Fronts(RwLock<BTreeMap<String, Arc<Front>>>);
+
+impl Fronts {
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Front>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    pub(crate) fn insert(&self, front: Arc<Front>) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(front.name.clone(), front);
+    }
+
+    pub(crate) fn remove(&self, name: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}

@@ -1,0 +1,332 @@
+//! Loading a model: plan, ask for room, build, measure.
+//!
+//! All of it runs on a thread of its own, one load at a time, while the engine's thread goes on
+//! serving. Nothing is built before the plan has its bytes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::budget::{Holder, Reserved, Wish, total};
+use super::front::Front;
+use super::loaded::{GUESSES_MAX, Loaded, Parts, Stay};
+use super::options::{BackendChoice, KeepAlive, LoadOptions};
+use super::runner::Order;
+use super::status::ModelInfo;
+use super::{Hold, Shared};
+use crate::backend::{self, BLOCK_TOKENS, Backend, BackendOptions, MemoryUse};
+use crate::gguf::Gguf;
+use crate::kv::{BlockPool, blocks_for};
+use crate::model::Architecture;
+use crate::sampler::Scratch;
+use crate::tokenizer::Tokenizer;
+
+/// Why a model was not loaded. Nothing of it stays.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadRefused {
+    /// A model of this name is there.
+    #[error("model \"{name}\" is already loaded; unload it first")]
+    AlreadyLoaded {
+        /// The name asked for.
+        name: String,
+    },
+    /// The file's architecture can't be run.
+    #[error("read the model's architecture")]
+    Architecture(#[from] crate::model::ArchitectureError),
+    /// The file's tokenizer can't be used.
+    #[error("read the model's tokenizer")]
+    Tokenizer(#[from] crate::tokenizer::TokenizerError),
+    /// Tokenizer and weights don't belong together.
+    #[error("tokenizer has {tokens} tokens, the model's output {outputs}")]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the output.
+        outputs: usize,
+    },
+    /// An option is out of its range.
+    #[error("{field} is {found}, expected {expected}")]
+    Option {
+        /// The field of [`LoadOptions`].
+        field: &'static str,
+        /// Its value.
+        found: u64,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// It doesn't fit the byte budget.
+    #[error("{asked_bytes} bytes are needed, {free_bytes} of {budget_bytes} are free{}", go(.must_go))]
+    OverBudget {
+        /// Bytes without which it can't run.
+        asked_bytes: u64,
+        /// Bytes not planned for anything.
+        free_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+        /// What would have to go; empty: it doesn't fit even an empty engine.
+        must_go: Vec<MustGo>,
+    },
+    /// It took more than was planned, and that doesn't fit.
+    #[error(
+        "{measured_bytes} bytes were measured after loading, {planned_bytes} planned, {free_bytes} more are free"
+    )]
+    Measured {
+        /// Planned.
+        planned_bytes: u64,
+        /// Measured.
+        measured_bytes: u64,
+        /// Not planned for anything else.
+        free_bytes: u64,
+    },
+    /// The backend refused it.
+    #[error("load the weights")]
+    Backend(#[from] backend::LoadError),
+    /// The backend asked for is not there for this model.
+    #[error("the {backend} backend can't run this model: {reason}")]
+    NoBackend {
+        /// Which was asked for.
+        backend: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A draft model must have the same vocabulary.
+    #[error("use the draft model: {reason}")]
+    Draft {
+        /// What differs.
+        reason: String,
+    },
+    /// The thread that loaded it panicked.
+    #[error("load the model: {0}")]
+    Lost(String),
+    /// The engine is shutting down.
+    #[error("engine is shutting down")]
+    ShuttingDown,
+}
+
+/// A model that holds what another needs.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct MustGo {
+    /// Its name.
+    pub name: String,
+    /// Bytes it holds.
+    pub bytes: u64,
+    /// Why it doesn't go by itself.
+    pub hold: Hold,
+}
+
+impl From<Holder> for MustGo {
+    fn from(h: Holder) -> Self {
+        Self { name: h.name, bytes: h.bytes, hold: h.hold }
+    }
+}
+
+fn go(models: &[MustGo]) -> String {
+    if models.is_empty() {
+        return ", which even an empty engine could not offer".to_owned();
+    }
+    let each = models.iter().map(|m| {
+        let why = match m.hold {
+            Hold::Idle => "idle",
+            Hold::Busy => "busy",
+            Hold::Pinned => "pinned",
+        };
+        format!("\"{}\" ({} bytes, {why})", m.name, m.bytes)
+    });
+    format!("; these would have to go: {}", each.collect::<Vec<_>>().join(", "))
+}
+
+/// Bytes that tokenizer, template and grammar tables take per token of the vocabulary, with room
+/// to spare: measured at about 300 with the grammar tables built.
+const TABLE_BYTES_PER_TOKEN: u64 = 512;
+
+/// Everything known of a model before it is loaded.
+struct Planned {
+    architecture: Architecture,
+    tokenizer: Arc<Tokenizer>,
+    backend: BackendOptions,
+    wish: Wish,
+    tokenizer_bytes: u64,
+}
+
+/// Loads a model; runs on a thread that may block.
+pub(super) fn load(
+    shared: &Arc<Shared>,
+    name: &str,
+    gguf: &Gguf,
+    options: &LoadOptions,
+) -> Result<ModelInfo, LoadRefused> {
+    let begun = Instant::now();
+    let _one_at_a_time = super::queue::lock(&shared.loading);
+    if shared.fronts.get(name).is_some() {
+        return Err(LoadRefused::AlreadyLoaded { name: name.to_owned() });
+    }
+    let mut planned = plan(shared, gguf, options)?;
+    let (blocks, reserved) = reserve(shared, name, planned.wish)?;
+    planned.backend.kv_blocks = blocks;
+    // Fewer blocks than a full context: the context is what they hold.
+    let context_tokens = planned.backend.context_tokens_max.min(blocks * BLOCK_TOKENS);
+    let (backend, reason) =
+        build(shared.options.backend, gguf, &planned.architecture, &planned.backend)?;
+    let memory = plan_memory(shared, gguf, &planned.architecture, &planned.backend);
+    let front = Arc::new(Front::new(
+        name.to_owned(),
+        shared.next_ordinal(),
+        planned.tokenizer,
+        planned.architecture.pooling,
+        context_tokens,
+        planned.architecture.vocab_len,
+    ));
+    let info = ModelInfo {
+        name: name.to_owned(),
+        architecture: planned.architecture.family.name.to_owned(),
+        backend: backend.name().to_owned(),
+        backend_reason: reason,
+        context_tokens,
+        vocabulary: planned.architecture.vocab_len,
+        kv_tokens: blocks * BLOCK_TOKENS,
+        kv_type: planned.backend.kv_type,
+        planned: memory,
+        tokenizer_bytes: planned.tokenizer_bytes,
+        load_ms: begun.elapsed().as_millis() as u64,
+    };
+    let loaded = Loaded::new(
+        Parts {
+            info: info.clone(),
+            stay: stay(options.keep_alive, shared.options.keep_alive),
+            planned: memory,
+            backend,
+            tokenizer: Arc::clone(&front.tokenizer),
+            pool: BlockPool::new(blocks, shared.options.prefix_cache),
+            queue: Arc::clone(&shared.queue),
+            block_bytes: planned.wish.block_bytes,
+        },
+        Instant::now(),
+    );
+    commit(shared, loaded, front, reserved)?;
+    Ok(info)
+}
+
+fn stay(model: KeepAlive, engine: Option<Duration>) -> Stay {
+    match (model, engine) {
+        (KeepAlive::Pinned, _) => Stay::Pinned,
+        (KeepAlive::For(patience), _) | (KeepAlive::Engine, Some(patience)) => Stay::For(patience),
+        (KeepAlive::Idle, _) | (KeepAlive::Engine, None) => Stay::Idle,
+    }
+}
+
+fn plan(shared: &Shared, gguf: &Gguf, options: &LoadOptions) -> Result<Planned, LoadRefused> {
+    let engine = &shared.options;
+    let architecture = Architecture::from_gguf(gguf)?;
+    let tokenizer = Arc::new(Tokenizer::from_gguf(gguf)?);
+    let (tokens, outputs) = (tokenizer.vocab_len(), architecture.vocab_len);
+    if tokens > outputs {
+        return Err(LoadRefused::Vocabulary { tokens, outputs });
+    }
+    let context = context_tokens(&architecture, engine.context_tokens_max, options)?;
+    let kv_tokens = options.kv_tokens_max.unwrap_or(engine.kv_tokens_max).max(context);
+    let backend = BackendOptions {
+        threads: engine.threads,
+        context_tokens_max: context,
+        kv_blocks: blocks_for(kv_tokens),
+        kv_type: engine.kv_type,
+        batch_tokens_max: engine.batch_tokens_max,
+        cache_dir: engine.cache_dir.clone(),
+    };
+    let with = |kv_blocks| {
+        let options = BackendOptions { kv_blocks, ..backend.clone() };
+        plan_memory(shared, gguf, &architecture, &options)
+    };
+    let block_bytes = with(2).kv_bytes.saturating_sub(with(1).kv_bytes);
+    let most = with(backend.kv_blocks);
+    let tokenizer_bytes = tokens as u64 * TABLE_BYTES_PER_TOKEN;
+    let wish = Wish {
+        fixed_bytes: most.weights_bytes + most.scratch_bytes + tokenizer_bytes,
+        block_bytes,
+        blocks_min: blocks_for(context),
+        blocks_wanted: backend.kv_blocks,
+    };
+    Ok(Planned { architecture, tokenizer, backend, wish, tokenizer_bytes })
+}
+
+fn context_tokens(
+    architecture: &Architecture,
+    engine: usize,
+    options: &LoadOptions,
+) -> Result<usize, LoadRefused> {
+    let wanted = options.context_tokens_max.unwrap_or(engine);
+    if wanted < BLOCK_TOKENS {
+        let (field, expected) = ("context_tokens_max", "at least 32");
+        return Err(LoadRefused::Option { field, found: wanted as u64, expected });
+    }
+    Ok(wanted.min(engine).min(architecture.context_tokens))
+}
+
+/// The backend's plan, and what the engine itself keeps for each step of the model: rows of
+/// logits or of hidden states, and the sampler's candidates.
+fn plan_memory(
+    shared: &Shared,
+    gguf: &Gguf,
+    architecture: &Architecture,
+    options: &BackendOptions,
+) -> MemoryUse {
+    let mut memory = backend::plan(gguf, architecture, options);
+    let logits = (shared.options.sequences_max + GUESSES_MAX) * architecture.vocab_len;
+    let hidden = options.batch_tokens_max * architecture.embedding_len;
+    let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
+    memory.scratch_bytes += rows + Scratch::bytes(architecture.vocab_len);
+    memory
+}
+
+fn reserve(shared: &Shared, name: &str, wish: Wish) -> Result<(usize, Reserved), LoadRefused> {
+    let (reply, answer) = oneshot::channel();
+    let order = Order::Reserve { name: name.to_owned(), wish, reply };
+    shared.mailbox.push_order(order).map_err(|_| LoadRefused::ShuttingDown)?;
+    answer.blocking_recv().map_err(|_| LoadRefused::ShuttingDown)?
+}
+
+fn commit(
+    shared: &Shared,
+    loaded: Loaded,
+    front: Arc<Front>,
+    reserved: Reserved,
+) -> Result<(), LoadRefused> {
+    let (reply, answer) = oneshot::channel();
+    let order = Order::Commit { loaded: Box::new(loaded), front, reserved, reply };
+    shared.mailbox.push_order(order).map_err(|_| LoadRefused::ShuttingDown)?;
+    answer.blocking_recv().map_err(|_| LoadRefused::ShuttingDown)?
+}
+
+/// Builds the backend that was chosen, and says why.
+fn build(
+    choice: BackendChoice,
+    gguf: &Gguf,
+    architecture: &Architecture,
+    options: &BackendOptions,
+) -> Result<(Box<dyn Backend>, String), LoadRefused> {
+    let candle = || backend::candle::load(gguf, architecture, options);
+    match choice {
+        BackendChoice::Candle => Ok((candle()?, "asked for".to_owned())),
+        BackendChoice::Auto => Ok((candle()?, "no native backend in this build".to_owned())),
+        BackendChoice::Native => Err(LoadRefused::NoBackend {
+            backend: "native",
+            reason: "it is not part of this build".to_owned(),
+        }),
+    }
+}
+
+/// What the model holds beyond what was planned, or a refusal.
+pub(super) fn measure(loaded: &mut Loaded, free_bytes: u64) -> Result<(), LoadRefused> {
+    let measured = loaded.measured();
+    let larger = MemoryUse {
+        weights_bytes: loaded.planned.weights_bytes.max(measured.weights_bytes),
+        kv_bytes: loaded.planned.kv_bytes.max(measured.kv_bytes),
+        scratch_bytes: loaded.planned.scratch_bytes.max(measured.scratch_bytes),
+    };
+    let (planned_bytes, measured_bytes) = (total(&loaded.planned), total(&larger));
+    if measured_bytes > planned_bytes + free_bytes {
+        return Err(LoadRefused::Measured { planned_bytes, measured_bytes, free_bytes });
+    }
+    loaded.planned = larger;
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! From a request to a sequence: rendering, tokens, limits, constraint.
+//!
+//! Runs on the caller's side, so that the engine's thread only ever sees requests that can run.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Shared;
+use super::answer::{Answer, Ask};
+use super::front::Front;
+use super::loaded::Work;
+use super::queue::Place;
+use super::request::{
+    EmbedRequest, Event, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX, STOPS_MAX,
+};
+use super::runner::Job;
+use super::sequence::{Kind, Sequence};
+use super::vector::Vector;
+use crate::sampler::Sampler;
+use crate::tokenizer::{Special, Tokenizer};
+
+/// Sends a request to the engine's thread.
+pub(super) fn generate(
+    shared: &Shared,
+    request: Request,
+    mut place: Place,
+) -> Result<mpsc::Receiver<Event>, Refused> {
+    let accepted_at = Instant::now();
+    let front = front(shared, &request.model)?;
+    check(&request)?;
+    place.hold(prompt_bytes(&request.prompt))?;
+    let tokens = tokens(&front, &request.prompt)?;
+    place.hold(size_of_val(tokens.as_slice()) as u64)?;
+    let room = front.context_tokens.saturating_sub(tokens.len());
+    if room == 0 {
+        let tokens_max = front.context_tokens;
+        return Err(Refused::PromptTooLong { tokens: tokens.len(), tokens_max });
+    }
+    let tokens_max = request.max_tokens.map_or(room, |max| room.min(max as usize));
+    let seed = request.sampling.seed.unwrap_or_else(fresh_seed);
+    let sampler = Sampler::new(request.sampling, seed, front.vocab_len)
+        .map_err(|e| Refused::Invalid { field: e.field, reason: e.reason })?;
+    let guide = request.constraint.as_ref().map(|c| front.guide(c)).transpose()?;
+    let ask = Ask {
+        place,
+        sampler,
+        guide,
+        stops: request.stop,
+        logprobs: request.logprobs,
+        tokens_max,
+        prompt_tokens: tokens.len(),
+        accepted_at,
+        deadline: deadline(accepted_at, request.deadline_ms),
+    };
+    let (answer, events) = Answer::new(ask);
+    let work = Work::Generate(Box::new(answer));
+    let (principal, id) = (Arc::from(request.principal), shared.next_ordinal());
+    let sequence = Sequence::new(id, principal, request.priority, Kind::Generate, tokens, work);
+    send(shared, &front, sequence)?;
+    Ok(events)
+}
+
+fn front(shared: &Shared, name: &str) -> Result<Arc<Front>, Refused> {
+    shared.fronts.get(name).ok_or_else(|| Refused::ModelNotLoaded { name: name.to_owned() })
+}
+
+fn send(shared: &Shared, front: &Front, sequence: Sequence<Work>) -> Result<(), Refused> {
+    let job = Job { model: front.ordinal, sequence };
+    shared.mailbox.push_job(job).map_err(|_| Refused::ShuttingDown)
+}
+
+fn deadline(from: Instant, after_ms: Option<u64>) -> Option<Instant> {
+    from.checked_add(Duration::from_millis(after_ms?))
+}
+
+/// A seed for a request that names none.
+fn fresh_seed() -> u64 {
+    // Keyed freshly by the standard library for every state.
+    RandomState::new().hash_one(0u8)
+}
+
+fn check(request: &Request) -> Result<(), Refused> {
+    let invalid = |field, reason| Err(Refused::Invalid { field, reason });
+    if request.max_tokens == Some(0) {
+        return invalid("max_tokens", "is 0, expected at least 1".to_owned());
+    }
+    if request.stop.len() > STOPS_MAX {
+        return invalid("stop", format!("has {} texts, at most {STOPS_MAX}", request.stop.len()));
+    }
+    if request.stop.iter().any(String::is_empty) {
+        return invalid("stop", "has an empty text".to_owned());
+    }
+    if let Some(long) = request.stop.iter().find(|s| s.len() > STOP_BYTES_MAX) {
+        let found = long.len();
+        return invalid("stop", format!("has a text of {found} bytes, at most {STOP_BYTES_MAX}"));
+    }
+    if let Some(n) = request.logprobs.filter(|n| *n > LOGPROBS_MAX) {
+        return invalid("logprobs", format!("is {n}, at most {LOGPROBS_MAX}"));
+    }
+    Ok(())
+}
+
+fn prompt_bytes(prompt: &Prompt) -> u64 {
+    let bytes = match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(tokens) => size_of_val(tokens.as_slice()),
+        Prompt::Chat { messages, tools, .. } => {
+            messages.iter().chain(tools).map(|value| value.to_string().len()).sum()
+        }
+    };
+    bytes as u64
+}
+
+fn tokens(front: &Front, prompt: &Prompt) -> Result<Vec<u32>, Refused> {
+    let tokens = match prompt {
+        Prompt::Tokens(tokens) => tokens.clone(),
+        Prompt::Text(text) => plain(&front.tokenizer, text),
+        Prompt::Chat { messages, tools, template_kwargs } => {
+            chat(front, messages, tools.as_ref(), template_kwargs)?
+        }
+    };
+    let invalid = |reason| Err(Refused::Invalid { field: "prompt", reason });
+    if tokens.is_empty() {
+        return invalid("has no tokens".to_owned());
+    }
+    if let Some(id) = tokens.iter().find(|id| **id as usize >= front.vocab_len) {
+        return invalid(format!("names token {id}, the model has {}", front.vocab_len));
+    }
+    Ok(tokens)
+}
+
+fn plain(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    let mut tokens = tokenizer.encode(text, Special::Plain);
+    if let (true, Some(bos)) = (tokenizer.add_bos(), tokenizer.bos()) {
+        tokens.insert(0, bos);
+    }
+    tokens
+}
+
+/// Chat templates are not part of this build yet.
+fn chat(
+    _front: &Front,
+    _messages: &[Value],
+    _tools: Option<&Value>,
+    _kwargs: &Value,
+) -> Result<Vec<u32>, Refused> {
+    Err(Refused::Template("chat templates are not part of this build".to_owned()))
+}
+
+/// A vector that comes later.
+pub(super) type Reply = oneshot::Receiver<Result<Vec<f32>, String>>;
+
+/// Sends inputs of an embedding request to the engine's thread, each a sequence of its own. The
+/// first one takes the request's place along. Returns the number of their tokens as well.
+pub(super) fn embed(
+    shared: &Shared,
+    request: &EmbedRequest,
+    inputs: &[Prompt],
+    mut place: Option<Place>,
+    accepted_at: Instant,
+) -> Result<(Vec<Reply>, u32), Refused> {
+    let front = front(shared, &request.model)?;
+    let deadline = deadline(accepted_at, request.deadline_ms);
+    let principal: Arc<str> = Arc::from(request.principal.as_str());
+    let mut replies = Vec::with_capacity(inputs.len());
+    let mut total = 0u32;
+    for input in inputs {
+        let mut tokens = tokens(&front, input)?;
+        if let (true, Prompt::Text(_), Some(eos)) =
+            (front.tokenizer.add_eos(), input, front.tokenizer.eos())
+        {
+            tokens.push(eos);
+        }
+        if tokens.len() > front.context_tokens {
+            let (tokens, tokens_max) = (tokens.len(), front.context_tokens);
+            return Err(Refused::PromptTooLong { tokens, tokens_max });
+        }
+        total = total.saturating_add(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
+        let (vector, reply) = Vector::new(place.take(), front.pooling, accepted_at, deadline);
+        let work = Work::Embed(Box::new(vector));
+        let id = shared.next_ordinal();
+        let (principal, priority) = (Arc::clone(&principal), request.priority);
+        send(shared, &front, Sequence::new(id, principal, priority, Kind::Embed, tokens, work))?;
+        replies.push(reply);
+    }
+    Ok((replies, total))
+}
+
+/// Takes the one place of an embedding request.
+pub(super) fn embed_place(shared: &Shared, request: &EmbedRequest) -> Result<Place, Refused> {
+    let mut place = shared.queue.take()?;
+    place.hold(request.inputs.iter().map(prompt_bytes).sum())?;
+    Ok(place)
+}
