@@ -41,7 +41,7 @@ pub fn load(
 ) -> Result<Option<Desired>, TrustError> {
     let (registry, director) =
         (Trusted::load(connection, Repo::Registry)?, Trusted::load(connection, Repo::Director)?);
-    let (Some(registry), Some(director)) = (registry, director) else { return Ok(None) };
+    let Some(director) = director else { return Ok(None) };
     let Some(generation) = director.targets_version() else { return Ok(None) };
     let mut models = Vec::new();
     for (path, entry) in director.targets() {
@@ -54,13 +54,12 @@ pub fn load(
         };
         let release_floor = trust::release_floor(connection, path)?;
         let admission = Admission { now_s, device_id: Some(device_id), release_floor };
-        let admitted = trust::admit(&registry, &director, path, &admission);
-        models.push(DesiredModel {
-            name,
-            digest,
-            active: wanted(entry),
-            admission: admitted.map_err(|refused| in_words(&refused)),
-        });
+        let admitted = match &registry {
+            Some(registry) => trust::admit(registry, &director, path, &admission)
+                .map_err(|refused| in_words(&refused)),
+            None => Err("the fleet has no registry that this device trusts yet".to_owned()),
+        };
+        models.push(DesiredModel { name, digest, active: wanted(entry), admission: admitted });
     }
     Ok(Some(Desired { generation, models }))
 }

@@ -63,6 +63,11 @@ impl From<rusqlite::Error> for RefreshError {
 }
 
 impl RefreshError {
+    /// Whether something was offered that this device must not accept.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Trust { .. } | Self::OlderGeneration { .. })
+    }
+
     fn trust(repo: Repo) -> impl Fn(TrustError) -> Self {
         move |source| Self::Trust { repo: repo.as_str(), source: Box::new(source) }
     }
@@ -85,13 +90,21 @@ pub(crate) async fn refresh(
     let director = advance(transport, store, clock, Repo::Director, Scope::TopLevel).await?;
     clock.raise(director.time(0));
     let paths = director.targets().map(|(path, _)| path.to_owned()).collect();
-    let registry = advance(transport, store, clock, Repo::Registry, Scope::Paths(paths)).await?;
-    clock.raise(registry.time(0));
+    let registry = advance(transport, store, clock, Repo::Registry, Scope::Paths(paths)).await;
+    let registry = match registry {
+        Ok(registry) => Some(registry),
+        // A fleet without a registry yet: nothing is admitted, everything else goes on.
+        Err(RefreshError::NoRoot { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    clock.raise(registry.as_ref().map_or(0, |registry| registry.time(0)));
     let generation = director.targets_version().unwrap_or_default();
     let at_s = clock.now_s();
     store
         .write(move |tx| {
-            registry.store(tx).map_err(RefreshError::trust(Repo::Registry))?;
+            if let Some(registry) = &registry {
+                registry.store(tx).map_err(RefreshError::trust(Repo::Registry))?;
+            }
             director.store(tx).map_err(RefreshError::trust(Repo::Director))?;
             let before = state::generations(tx)?.seen;
             if let Err(seen) = state::seen(tx, generation)? {
@@ -108,7 +121,7 @@ pub(crate) async fn refresh(
                     detail: json!({
                         "generation": generation,
                         "before": before,
-                        "registry_targets": registry.targets_version(),
+                        "registry_targets": registry.as_ref().and_then(Trusted::targets_version),
                         "models": director.targets().map(|(path, _)| path).collect::<Vec<_>>(),
                     }),
                 };

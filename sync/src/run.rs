@@ -40,6 +40,11 @@ const BATCH_BYTES: usize = fulmar_protocol::BODY_BYTES_MAX / 2;
 /// Batches handed in after one check-in at most; the rest follows the next.
 const BATCHES_MAX: usize = 64;
 
+/// Longest reason in a check-in, in bytes; the whole one is in the reports.
+const REASON_BYTES_MAX: usize = 1_000;
+/// Models in a check-in at most.
+const MODELS_MAX: usize = 256;
+
 /// Settings of the link.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -285,14 +290,56 @@ impl Inner {
         let response = self.transport.check_in(&check_in).await?;
         self.keep_cosignature(checkpoint, &response).await?;
         let again = self.commands(&response).await?;
-        if self.is_news(&response, check_in.generation_seen).await? {
-            let refreshed = refresh::refresh(&self.transport, &self.store, &self.clock).await?;
-            self.status.send_modify(|status| status.generation_seen = refreshed.generation);
-            self.changed.notify_one();
-        }
+        // Reports leave even while the new desired state is refused: they say why.
+        let refreshed = self.refresh(&response, check_in.generation_seen).await;
         self.drain().await?;
         self.renew().await;
+        refreshed?;
         Ok(if again { 0 } else { response.next_check_in_ms })
+    }
+
+    /// Accepts what is new; a refusal is recorded once.
+    async fn refresh(&self, response: &CheckInResponse, seen: u64) -> Result<(), CycleError> {
+        let refreshed = match self.is_news(response, seen).await {
+            Ok(false) => return Ok(()),
+            Ok(true) => refresh::refresh(&self.transport, &self.store, &self.clock).await,
+            Err(CycleError::Refresh(error)) => Err(error),
+            Err(error) => return Err(error),
+        };
+        match refreshed {
+            Ok(refreshed) => {
+                self.status.send_modify(|status| status.generation_seen = refreshed.generation);
+                self.changed.notify_one();
+                Ok(())
+            }
+            Err(error) => {
+                let reason = in_words(&error);
+                let known = self.status.borrow().error.as_ref() == Some(&reason);
+                if error.is_refusal() && !known {
+                    self.record_refusal(reason).await?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn record_refusal(&self, reason: String) -> Result<(), CycleError> {
+        let at_s = self.clock.now_s();
+        self.store
+            .write(move |tx| {
+                let event = audit::Event {
+                    at_s,
+                    actor: "control-plane",
+                    action: "desired.refuse",
+                    resource: "desired",
+                    outcome: audit::Outcome::Denied,
+                    opened: None,
+                    detail: serde_json::json!({ "reason": reason }),
+                };
+                outbox::record(tx, &event)?;
+                Ok::<_, CycleError>(())
+            })
+            .await
     }
 
     async fn check_in(&self, facts: Option<DeviceFacts>) -> Result<CheckIn, CycleError> {
@@ -626,7 +673,19 @@ fn models(
             status.reason = Some(trouble.reason.clone());
         }
     }
-    Ok(models.into_values().collect())
+    for status in models.values_mut() {
+        status.reason = status.reason.take().map(|reason| cut(reason, REASON_BYTES_MAX));
+    }
+    Ok(models.into_values().take(MODELS_MAX).collect())
+}
+
+/// The beginning of a text that is too long for a check-in.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let end = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
 }
 
 /// Bytes here and bytes in all of a model that is not installed; zeros before its manifest came.

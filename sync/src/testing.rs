@@ -137,6 +137,15 @@ impl ControlPlane {
         .encode()
     }
 
+    /// As if there were no registry yet; returns its files.
+    pub(crate) fn hide_registry(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut script = self.script();
+        let hidden = script.metadata.clone().into_iter().filter(|(k, _)| k.starts_with("registry"));
+        let hidden = hidden.collect();
+        script.metadata.retain(|name, _| !name.starts_with("registry"));
+        hidden
+    }
+
     /// Publishes a release with these weights to the owner's registry.
     pub(crate) fn publish(&self, name: &str, release: u64, weights: &[u8]) -> DirectorEntry {
         let path = self.dir.path().join("model.gguf");

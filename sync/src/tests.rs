@@ -105,9 +105,14 @@ async fn a_member_does_not_join_again() {
 async fn a_device_that_joined_before_there_was_a_registry_takes_its_root_later() {
     let plane = ControlPlane::start().await;
     plane.script().without_registry_root = Some(());
+    let hidden = plane.hide_registry();
     let dir = tempfile::tempdir().unwrap();
     let device = Device::open(dir.path());
     device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the first generation", |s| s.generation_applied == 1).await;
+    running.end().await;
+    plane.script().metadata.extend(hidden);
     let entry = plane.publish(NAME, 1, &weights(1_000));
     plane.assign(vec![entry]);
     let running = Running::start(device.sync(Checked::Healthy));
