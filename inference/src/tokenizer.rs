@@ -148,7 +148,11 @@ impl Tokenizer {
         let kind = gguf.require_str("tokenizer.ggml.model")?;
         let (vocab, model, add_bos) = match kind {
             "gpt2" => {
-                let name = gguf.require_str("tokenizer.ggml.pre")?;
+                let name = match gguf.str("tokenizer.ggml.pre")? {
+                    // Microsoft's own files leave it out; their vocabulary is Llama 3's.
+                    None if gguf.architecture() == "bitnet-b1.58" => "llama-bpe",
+                    _ => gguf.require_str("tokenizer.ggml.pre")?,
+                };
                 let pre =
                     pre::find(name).ok_or_else(|| TokenizerError::PreTokenizer(name.to_owned()))?;
                 let vocab = Vocab::read(gguf, vocab::Alphabet::ByteLevel)?;

@@ -226,3 +226,12 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn microsofts_bitnet_files_without_a_pre_tokenizer_have_that_of_llama_3() {
+    let mut writer = byte_level("llama-bpe");
+    writer.unset("tokenizer.ggml.pre");
+    assert!(load(writer.clone()).is_err());
+    writer.set("general.architecture", "bitnet-b1.58");
+    assert!(load(writer).is_ok());
+}

@@ -1,13 +1,14 @@
 //! `fulmar debug greedy`: the likeliest continuation, straight from a backend.
 
-use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use fulmar_inference::backend::Rows;
 use fulmar_inference::gguf::Gguf;
+use fulmar_inference::tokenizer::{Special, Tokenizer};
 
+use super::lines;
 use super::model::{Compute, Sequence, open};
 
 /// Arguments of `fulmar debug greedy`.
@@ -22,17 +23,29 @@ pub(crate) struct Args {
     n_ctx: usize,
 }
 
-/// A line in: token ids, and how many to add. An end token does not end it.
+/// A line in: a prompt in one of three forms, and how many tokens to add. An end token does not end
+/// the continuation.
 #[derive(Debug, serde::Deserialize)]
 struct Given {
-    ids: Vec<u32>,
+    #[serde(default)]
+    ids: Option<Vec<u32>>,
+    #[serde(default)]
+    text: Option<String>,
     add: usize,
 }
 
 /// A line out.
 #[derive(Debug, serde::Serialize)]
 struct Continued {
+    /// The prompt as text, where it was given as such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rendered: Option<String>,
+    /// The prompt's tokens.
+    prompt_ids: Vec<u32>,
+    /// The tokens added.
     ids: Vec<u32>,
+    /// Their bytes, in hexadecimal digits.
+    bytes_hex: String,
     /// The smallest lead of a chosen token over the next likely one.
     min_margin: f32,
 }
@@ -40,37 +53,56 @@ struct Continued {
 /// Runs the command.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let gguf = open(&args.model)?;
-    let mut out = std::io::stdout().lock();
-    for (number, line) in (1..).zip(std::io::stdin().lock().lines()) {
-        let line = line.context("read standard input")?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let given: Given =
-            serde_json::from_str(&line).with_context(|| format!("read line {number}"))?;
-        let continued = greedy(&gguf, &args, &given)
-            .with_context(|| format!("continue the prompt of line {number}"))?;
-        serde_json::to_writer(&mut out, &continued).context("write the answer")?;
-        writeln!(out).context("write the answer")?;
-    }
+    let tokenizer = Tokenizer::from_gguf(&gguf).context("understand the vocabulary")?;
+    lines::answer(|given: Given| {
+        let (rendered, prompt_ids) = prompt(&tokenizer, &given)?;
+        greedy(&gguf, &args, &tokenizer, Continued::after(rendered, prompt_ids), given.add)
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn greedy(gguf: &Gguf, args: &Args, given: &Given) -> anyhow::Result<Continued> {
-    let len = given.ids.len();
-    ensure!(len > 0, "find a token in ids");
-    let total = len.saturating_add(given.add);
+fn prompt(tokenizer: &Tokenizer, given: &Given) -> anyhow::Result<(Option<String>, Vec<u32>)> {
+    match (&given.ids, &given.text) {
+        (Some(ids), None) => Ok((None, ids.clone())),
+        (None, Some(text)) => {
+            let mut ids = Vec::new();
+            ids.extend(tokenizer.bos().filter(|_| tokenizer.add_bos()));
+            ids.extend(tokenizer.encode(text, Special::Plain));
+            Ok((Some(text.clone()), ids))
+        }
+        _ => bail!("find a prompt: expected one of ids, text"),
+    }
+}
+
+impl Continued {
+    fn after(rendered: Option<String>, prompt_ids: Vec<u32>) -> Self {
+        let (ids, bytes_hex) = (Vec::new(), String::new());
+        Self { rendered, prompt_ids, ids, bytes_hex, min_margin: f32::INFINITY }
+    }
+}
+
+fn greedy(
+    gguf: &Gguf,
+    args: &Args,
+    tokenizer: &Tokenizer,
+    mut continued: Continued,
+    add: usize,
+) -> anyhow::Result<Continued> {
+    let len = continued.prompt_ids.len();
+    ensure!(len > 0, "find a token in the prompt");
+    let total = len.saturating_add(add);
     ensure!(total <= args.n_ctx, "fit {total} tokens into n_ctx {}", args.n_ctx);
     let mut sequence = Sequence::load(gguf, &args.compute, args.n_ctx, total, len)?;
-    let mut continued = Continued { ids: Vec::new(), min_margin: f32::INFINITY };
-    let mut tokens = given.ids.clone();
-    while continued.ids.len() < given.add {
+    let mut tokens = continued.prompt_ids.clone();
+    while continued.ids.len() < add {
         let (logits, _) = sequence.step(&tokens, Rows::Last)?;
         let (best, margin) = likeliest(logits);
         continued.min_margin = continued.min_margin.min(margin);
         continued.ids.push(best);
         tokens = vec![best];
     }
+    let bytes = continued.ids.iter().flat_map(|id| tokenizer.token_bytes(*id));
+    continued.bytes_hex = bytes.map(|byte| format!("{byte:02x}")).collect();
     Ok(continued)
 }
 
