@@ -12,7 +12,7 @@ use super::model::{Compute, Sequence, open};
 /// Arguments of `fulmar debug check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model: a GGUF file.
+    /// The model: a GGUF file or a Hugging Face folder.
     model: PathBuf,
     #[command(flatten)]
     compute: Compute,

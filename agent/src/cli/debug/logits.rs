@@ -14,7 +14,7 @@ use super::npz;
 /// Arguments of `fulmar debug logits`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model: a GGUF file.
+    /// The model: a GGUF file or a Hugging Face folder.
     model: PathBuf,
     /// JSON with `sequences: {NAME: {tokens, prefill, n_ctx}}`.
     #[arg(long, value_name = "FILE.json")]

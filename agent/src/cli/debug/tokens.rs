@@ -12,7 +12,7 @@ use super::model::open;
 /// Arguments of `fulmar debug tokenize` and `detokenize`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model, or a file with nothing but its vocabulary.
+    /// The model: a GGUF file, with or without weights, or a Hugging Face folder.
     model: PathBuf,
 }
 
