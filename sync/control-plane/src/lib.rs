@@ -18,23 +18,40 @@
 //!
 //! Deliberately absent: the owner's registry keys; inline scripts and styles; a message broker.
 
+mod act;
 mod app;
+mod auth;
+mod blob;
+mod body;
 mod ca;
 pub mod cli;
 mod config;
 mod console;
+mod deploy;
 mod device;
+mod director;
+mod failure;
 mod files;
+mod fleet;
+mod guard;
 mod init;
+mod join;
 mod listen;
+mod mirror;
+mod number;
 mod operator;
 mod password;
+mod reports;
+mod rollout;
 mod schema;
 mod serve;
+mod session;
+mod throttle;
 mod tls;
 
 pub use ca::CaError;
 pub use config::{Config, ConfigError, ConsolePort, ConsoleTls, DevicePort, Limits};
+pub use director::DirectorError;
 pub use files::FileError;
 pub use init::{InitError, InitOptions, InitReport, init};
 pub use password::RandomError;

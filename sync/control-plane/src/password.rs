@@ -63,6 +63,11 @@ pub(crate) fn hash(password: &str, rounds: NonZeroU32) -> Result<String, RandomE
     ))
 }
 
+/// A hash that no password has, as slow to compare with as a real one.
+pub(crate) fn hash_of_nothing() -> Result<String, RandomError> {
+    Ok(format!("pbkdf2-sha256${ROUNDS}${}${}", secret(SALT_BYTES)?, secret(32)?))
+}
+
 /// Whether `password` is the one that was hashed. A stored hash that is not one matches nothing.
 pub(crate) fn matches(password: &str, stored: &str) -> bool {
     let mut parts = stored.split('$');

@@ -6,6 +6,10 @@ use fulmar_store::Schema;
 /// [`fulmar_policy`].
 pub(crate) const SCHEMA: Schema = Schema { name: "control", steps: &[STEP_1] };
 
+/// All tables of `control.db`.
+pub(crate) const ALL: [&Schema; 3] =
+    [&fulmar_policy::audit::SCHEMA, &fulmar_registry::trust::SCHEMA, &SCHEMA];
+
 const STEP_1: &str = "
 CREATE TABLE operator (
     name TEXT PRIMARY KEY,
@@ -79,7 +83,9 @@ CREATE TABLE device_model (
 -- The metadata of the owner's registry repository, byte for byte, by file name.
 CREATE TABLE registry_metadata (
     file TEXT PRIMARY KEY,
-    bytes BLOB NOT NULL
+    bytes BLOB NOT NULL,
+    -- When a newer file took its place; devices that refresh just then may still want it.
+    superseded_s INTEGER
 ) STRICT;
 
 CREATE TABLE release (
@@ -96,11 +102,28 @@ CREATE TABLE release (
     UNIQUE (model, digest)
 ) STRICT;
 
+-- Which blobs a release is made of, its manifest among them.
+CREATE TABLE release_blob (
+    digest TEXT NOT NULL,
+    release_id INTEGER NOT NULL REFERENCES release (id),
+    size_bytes INTEGER NOT NULL,
+    PRIMARY KEY (digest, release_id)
+) STRICT, WITHOUT ROWID;
+
+-- Targets of the registry that are no models (a policy, say): every device may fetch them.
+CREATE TABLE common_blob (
+    path TEXT PRIMARY KEY,
+    digest TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE deployment (
     id INTEGER PRIMARY KEY,
     model TEXT NOT NULL,
     digest TEXT NOT NULL,
     number INTEGER NOT NULL,
+    -- 1: to serve; 0: only to be there.
+    active INTEGER NOT NULL,
     scope TEXT NOT NULL CHECK (scope IN ('all', 'devices')),
     created_s INTEGER NOT NULL,
     created_by TEXT NOT NULL,
@@ -133,16 +156,22 @@ CREATE TABLE desired (
     PRIMARY KEY (device_id, model)
 ) STRICT, WITHOUT ROWID;
 
--- The desired state as signed metadata.
+-- The desired state as signed metadata, minted when it is asked for.
 CREATE TABLE director_metadata (
     device_id TEXT PRIMARY KEY REFERENCES device (id),
-    targets_version INTEGER NOT NULL,
-    snapshot_version INTEGER NOT NULL,
-    timestamp_version INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    serial INTEGER NOT NULL,
+    -- From when on it is minted anew although nothing changed.
     renew_s INTEGER NOT NULL,
     targets BLOB NOT NULL,
     snapshot BLOB NOT NULL,
     timestamp BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE director_root (
+    version INTEGER PRIMARY KEY,
+    expires_s INTEGER NOT NULL,
+    bytes BLOB NOT NULL
 ) STRICT;
 
 CREATE TABLE report (

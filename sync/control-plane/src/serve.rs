@@ -7,21 +7,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fulmar_policy::audit::{self, AuditError, AuditKey};
+use fulmar_registry::blobs::{BlobError, Blobs};
 use fulmar_store::{Store, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use crate::app::App;
+use crate::app::{AUDIT_NAME, App, Parts};
 use crate::ca::{Ca, CaError};
 use crate::config::{Config, ConfigError, ConsoleTls};
+use crate::director::{Director, DirectorError};
+use crate::failure::chain;
+use crate::init::AUDIT_KEY_FILE;
 use crate::listen::Port;
 use crate::tls::{self, Current, TlsError};
-use crate::{console, device, files, operator, schema};
+use crate::{console, device, files, guard, operator, password, schema};
 
-/// How often the server's certificate is renewed, in seconds.
-const CERTIFICATE_RENEW_S: u64 = 24 * 3_600;
+/// How often the server's certificate is renewed, in hours.
+const CERTIFICATE_RENEW_HOURS: u64 = 24;
 
 /// Why the control plane did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +55,18 @@ pub enum ServeError {
     /// The CA could not be opened.
     #[error("open the fleet CA")]
     Ca(#[from] CaError),
+    /// The blobs could not be opened.
+    #[error("open the blob store")]
+    Blobs(#[from] BlobError),
+    /// The director's key could not be read.
+    #[error("open the director")]
+    Director(#[from] DirectorError),
+    /// The audit key could not be read.
+    #[error("open the audit key")]
+    Audit(#[from] AuditError),
+    /// No random numbers.
+    #[error("draw random numbers")]
+    Random(#[from] password::RandomError),
     /// TLS could not be set up.
     #[error("set TLS up")]
     Tls(#[from] TlsError),
@@ -102,7 +119,11 @@ pub async fn serve(
     }
     let lock = lock(&config)?;
     let ca = Ca::open(&config.dir)?;
-    let store = Store::open(&config.dir.join("control.db"), &[&schema::SCHEMA])?;
+    let store = Store::open(&config.dir.join("control.db"), &schema::ALL)?;
+    let blobs = Blobs::open(&config.dir, config.blob_bytes_max)?;
+    let director = Director::open(&config.dir)?;
+    let cosigner = AuditKey::from_pkcs8(&files::read(&config.dir.join(AUDIT_KEY_FILE))?)?;
+    let dummy_hash = password::hash_of_nothing()?;
 
     let device_listener = listen(config.device.listen).await?;
     let console_listener = listen(config.console.listen).await?;
@@ -118,7 +139,17 @@ pub async fn serve(
     let console_url = format!("{scheme}://{}", dialled(console_address));
 
     let limits = config.limits.clone();
-    let app = App::new(config, store, ca, device_url.clone(), console_url.clone());
+    let app = App::new(Parts {
+        config,
+        store,
+        blobs,
+        ca,
+        director,
+        cosigner,
+        dummy_hash,
+        device_url: device_url.clone(),
+        console_url: console_url.clone(),
+    });
     let device_port = Port {
         listener: device_listener,
         tls: Some(device_tls),
@@ -127,15 +158,18 @@ pub async fn serve(
     };
     let console_port = Port {
         listener: console_listener,
+        router: guard::wrap(
+            operator::router(Arc::clone(&app)).merge(console::router(Arc::clone(&app))),
+            &app,
+        ),
         tls: console_tls,
-        router: operator::router(Arc::clone(&app)).merge(console::router(Arc::clone(&app))),
         limits,
     };
 
     let (stop, stopping) = watch::channel(false);
     let task = tokio::spawn(async move {
         let _lock = lock;
-        let renewal = tokio::spawn(renew(Arc::clone(&app), current));
+        let upkeep = tokio::spawn(upkeep(Arc::clone(&app), current));
         let ports = [
             tokio::spawn(device_port.serve(stopping.clone())),
             tokio::spawn(console_port.serve(stopping)),
@@ -148,7 +182,8 @@ pub async fn serve(
                 tracing::error!(%error, "a port ended badly");
             }
         }
-        renewal.abort();
+        upkeep.abort();
+        sign_audit_log(&app).await;
     });
     tracing::info!(device = %device_url, console = %console_url, "the control plane serves");
     Ok(Running { device_url, console_url, task })
@@ -205,17 +240,41 @@ fn console_tls(config: &Config, current: &Arc<Current>) -> Result<Option<TlsAcce
     Ok(Some(TlsAcceptor::from(server)))
 }
 
-/// A process that runs for years must not outlive its certificate.
-async fn renew(app: Arc<App>, current: Arc<Current>) {
+/// What a process that runs for years has to do from time to time.
+async fn upkeep(app: Arc<App>, current: Arc<Current>) {
+    let mut hour = 0_u64;
     loop {
-        tokio::time::sleep(Duration::from_secs(CERTIFICATE_RENEW_S)).await;
-        let fresh = app
-            .ca
-            .server(&app.config.server_names(), crate::now_s())
-            .map_err(TlsError::from)
-            .and_then(|certificate| current.replace(certificate));
-        if let Err(error) = fresh {
-            tracing::error!(%error, "failed to renew the server's certificate");
+        sign_audit_log(&app).await;
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        hour += 1;
+        if hour.is_multiple_of(CERTIFICATE_RENEW_HOURS) {
+            renew(&app, &current);
         }
+    }
+}
+
+fn renew(app: &App, current: &Current) {
+    let fresh = app
+        .ca
+        .server(&app.config.server_names(), crate::now_s())
+        .map_err(TlsError::from)
+        .and_then(|certificate| current.replace(certificate));
+    if let Err(error) = fresh {
+        tracing::error!(error = %chain(&error), "failed to renew the server's certificate");
+    }
+}
+
+/// Signs the head of the control plane's own audit log: what was before cannot be cut off unseen.
+async fn sign_audit_log(app: &Arc<App>) {
+    let worker = Arc::clone(app);
+    let signed = app
+        .store
+        .write(move |tx| {
+            audit::checkpoint(tx, &worker.cosigner, AUDIT_NAME, crate::now_s())?;
+            Ok::<_, AuditError>(())
+        })
+        .await;
+    if let Err(error) = signed {
+        tracing::error!(error = %chain(&error), "failed to sign the audit log");
     }
 }

@@ -1,11 +1,7 @@
-//! The console routes.
-
-use std::sync::Arc;
-
-use axum::Router;
-
+//! The console: pages rendered on the server.
 use crate::app::App;
-
+use axum::Router;
+use std::sync::Arc;
 /// The routes.
 pub(crate) fn router(_app: Arc<App>) -> Router {
     Router::new()

@@ -1,0 +1,163 @@
+//! Check-in and outbox: what a device says, made durable before it is answered.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use fulmar_policy::audit::Outcome;
+use fulmar_protocol::{CheckIn, CheckInResponse, DeviceFacts, OutboxAck, OutboxBatch};
+use rusqlite::Transaction;
+
+use super::peer::Device;
+use crate::app::App;
+use crate::body::Body;
+use crate::failure::Failure;
+use crate::number::to_sql;
+use crate::{act, deploy, fleet, mirror, now_s, reports};
+
+/// Models that one device may list.
+const MODELS_MAX: usize = 256;
+/// Longest text in a device's words, in bytes.
+const TEXT_BYTES_MAX: usize = 1_024;
+
+/// `POST /device/v1/check-in`.
+pub(super) async fn check_in(
+    State(app): State<Arc<App>>,
+    device: Device,
+    Body(request): Body<CheckIn>,
+) -> Result<Json<CheckInResponse>, Failure> {
+    check(&request)?;
+    let worker = Arc::clone(&app);
+    let response =
+        app.store.write(move |tx| answer(&worker, tx, &device, &request, now_s())).await?;
+    Ok(Json(response))
+}
+
+/// `POST /device/v1/outbox`: acknowledged after the commit.
+pub(super) async fn outbox(
+    State(app): State<Arc<App>>,
+    device: Device,
+    Body(batch): Body<OutboxBatch>,
+) -> Result<Json<OutboxAck>, Failure> {
+    let acked_through =
+        app.store.write(move |tx| reports::take(tx, &device.id, &batch.reports, now_s())).await?;
+    Ok(Json(OutboxAck { acked_through }))
+}
+
+fn answer(
+    app: &App,
+    tx: &Transaction<'_>,
+    device: &Device,
+    request: &CheckIn,
+    now_s: i64,
+) -> Result<CheckInResponse, Failure> {
+    if !device.by_certificate_before {
+        fleet::renewed(tx, &device.id)?;
+    }
+    note(tx, device, request, now_s)?;
+    if let Some(facts) = &request.facts {
+        fleet::set_facts(tx, &device.id, facts)?;
+    }
+    fleet::set_models(tx, &device.id, &request.models, now_s)?;
+    deploy::note_done(tx, &device.id, now_s)?;
+    let audit_cosignature = cosign(app, tx, device, request, now_s)?;
+    app.director.ensure_root(tx, now_s)?;
+    let minted = app.director.minted(tx, &device.id, now_s)?;
+    let commands = fleet::take_commands(tx, &device.id)?;
+    Ok(CheckInResponse {
+        generation: minted.generation,
+        registry_timestamp_version: mirror::timestamp_version(tx)?,
+        director_timestamp_version: minted.serial,
+        commands,
+        next_check_in_ms: app.config.check_in_interval_ms,
+        audit_cosignature,
+    })
+}
+
+fn note(
+    tx: &Transaction<'_>,
+    device: &Device,
+    request: &CheckIn,
+    now_s: i64,
+) -> Result<(), Failure> {
+    tx.prepare_cached(
+        "UPDATE device SET seen_s = ?2, address = ?3, boot_id = ?4,
+            generation_seen = min(?5, generation), generation_applied = min(?6, generation),
+            disk_free_bytes = ?7, clock_s = ?8, link = ?9
+         WHERE id = ?1",
+    )?
+    .execute((
+        &device.id,
+        now_s,
+        device.address.ip().to_string(),
+        &request.boot_id,
+        to_sql(request.generation_seen),
+        to_sql(request.generation_applied),
+        to_sql(request.disk_free_bytes),
+        request.clock_s,
+        &request.link,
+    ))?;
+    Ok(())
+}
+
+fn cosign(
+    app: &App,
+    tx: &Transaction<'_>,
+    device: &Device,
+    request: &CheckIn,
+    now_s: i64,
+) -> Result<Option<String>, Failure> {
+    let Some(checkpoint) = &request.audit_checkpoint else { return Ok(None) };
+    match reports::cosign(tx, &app.cosigner, &device.id, checkpoint, now_s)? {
+        Ok(cosignature) => Ok(Some(cosignature)),
+        Err(refusal) => {
+            tracing::error!(device = %device.id, reason = refusal.as_str(), "no co-signature");
+            let actor = format!("{} (device)", device.id);
+            let detail = serde_json::json!({
+                "reason": refusal.as_str(), "entries": checkpoint.entries,
+            });
+            let action = "checkpoint.cosign";
+            act::append(tx, &actor, action, &device.id, Outcome::Denied, detail)?;
+            Ok(None)
+        }
+    }
+}
+
+fn check(request: &CheckIn) -> Result<(), Failure> {
+    if request.models.len() > MODELS_MAX {
+        return Err(Failure::invalid(
+            "models_too_many",
+            format!("models has {} entries, the limit is {MODELS_MAX}", request.models.len()),
+        ));
+    }
+    for model in &request.models {
+        text("models.name", &model.name)?;
+        text("models.digest", &model.digest)?;
+        text("models.reason", model.reason.as_deref().unwrap_or(""))?;
+    }
+    text("boot_id", &request.boot_id)?;
+    if !["unmetered", "metered", "unknown"].contains(&request.link.as_str()) {
+        return Err(Failure::invalid(
+            "link_invalid",
+            format!("link is {:?}, expected unmetered, metered or unknown", request.link),
+        ));
+    }
+    request.facts.as_ref().map_or(Ok(()), check_facts)
+}
+
+/// Refuses facts that are longer than facts are.
+pub(super) fn check_facts(facts: &DeviceFacts) -> Result<(), Failure> {
+    text("facts.arch", &facts.arch)?;
+    text("facts.os", &facts.os)?;
+    text("facts.agent_version", &facts.agent_version)
+}
+
+fn text(field: &str, value: &str) -> Result<(), Failure> {
+    if value.len() <= TEXT_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Failure::invalid(
+        "text_too_long",
+        format!("{field} has {} bytes, the limit is {TEXT_BYTES_MAX}", value.len()),
+    ))
+}

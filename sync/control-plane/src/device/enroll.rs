@@ -1,0 +1,163 @@
+//! Joining the fleet, and renewing the certificate.
+
+use std::sync::{Arc, PoisonError};
+
+use axum::Json;
+use axum::extract::{Extension, State};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use fulmar_policy::audit::Outcome;
+use fulmar_protocol::{EnrollRequest, EnrollResponse, RenewRequest, RenewResponse};
+use http::StatusCode;
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use super::peer::Device;
+use crate::app::App;
+use crate::body::Body;
+use crate::ca::CaError;
+use crate::failure::{Failure, chain};
+use crate::listen::Peer;
+use crate::{act, deploy, director, fleet, join, mirror, now_s};
+
+/// Signs without doubt: of these, nothing is mistaken for another. 32 of them: 5 bits each.
+const ID_SIGNS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const ID_LEN: usize = 10;
+
+/// `POST /device/v1/enroll`: a join token becomes a member.
+pub(super) async fn enroll(
+    State(app): State<Arc<App>>,
+    Extension(peer): Extension<Peer>,
+    Body(request): Body<EnrollRequest>,
+) -> Result<Json<EnrollResponse>, Failure> {
+    let now_s = now_s();
+    throttle(&app, &peer, now_s)?;
+    check(&request)?;
+    let id = new_id()?;
+    // The signature over the request is checked before the token is touched: a device that sends
+    // a bad request keeps its token.
+    let certificate = app.ca.device(&id, &request.csr_pem, now_s).map_err(csr_failure)?;
+    let certificate_pem = certificate.pem.clone();
+    let audit_actor = format!("{id} (device)");
+    let address = peer.address.ip().to_string();
+    let worker = Arc::clone(&app);
+    let name = request.name.clone();
+    let device_id = id.clone();
+    let joined = app
+        .store
+        .write(move |tx| {
+            let token = join::consume(tx, &request.secret, &id, now_s)?;
+            let new = fleet::NewDevice {
+                id: &id,
+                name: &request.name,
+                audit_key: &request.audit_key,
+                facts: &request.facts,
+                certificate: &certificate,
+            };
+            fleet::insert(tx, &new, now_s)?;
+            deploy::assign_to_new(tx, &id)?;
+            let detail = serde_json::json!({
+                "name": request.name, "join_token": token, "address": address,
+                "certificate_sha256": certificate.fingerprint,
+            });
+            act::append(tx, &audit_actor, "device.enroll", &id, Outcome::Completed, detail)?;
+            worker.director.ensure_root(tx, now_s)?;
+            // The first root: a device walks the chain from there to the newest by itself.
+            let registry_root = mirror::file(tx, "1.root.json")?.unwrap_or_default();
+            let director_root = director::root(tx, Some(1))?.unwrap_or_default();
+            Ok::<_, Failure>((registry_root, director_root))
+        })
+        .await;
+    let (registry_root, director_root) = match joined {
+        Ok(roots) => roots,
+        Err(failure) => {
+            let detail = serde_json::json!({
+                "name": name, "address": peer.address.ip().to_string(), "code": failure.code(),
+            });
+            let actor = format!("{} (enrolling)", peer.address.ip());
+            act::note(&app, &actor, "device.enroll", "-", Outcome::Denied, detail).await?;
+            return Err(failure);
+        }
+    };
+    forgive(&app, &peer);
+    tracing::info!(device = %device_id, %name, "a device joined");
+    Ok(Json(EnrollResponse {
+        device_id,
+        certificate_pem: format!("{certificate_pem}{}", app.ca.pem()),
+        ca_pem: app.ca.pem().to_owned(),
+        registry_root: STANDARD.encode(registry_root),
+        director_root: STANDARD.encode(director_root),
+        audit_cosign_key: hex::encode(app.cosigner.public()),
+    }))
+}
+
+/// `POST /device/v1/renew`: a new certificate for a member.
+pub(super) async fn renew(
+    State(app): State<Arc<App>>,
+    device: Device,
+    Body(request): Body<RenewRequest>,
+) -> Result<Json<RenewResponse>, Failure> {
+    let now_s = now_s();
+    let certificate = app.ca.device(&device.id, &request.csr_pem, now_s).map_err(csr_failure)?;
+    let certificate_pem = format!("{}{}", certificate.pem, app.ca.pem());
+    app.store
+        .write(move |tx| {
+            // Asked for twice, by the certificate before: that one stays the good one of the two.
+            if !device.by_certificate_before {
+                fleet::renew(tx, &device.id, &certificate)?;
+            } else {
+                fleet::renew_again(tx, &device.id, &certificate)?;
+            }
+            let actor = format!("{} (device)", device.id);
+            let detail = serde_json::json!({ "certificate_sha256": certificate.fingerprint });
+            act::append(tx, &actor, "device.renew", &device.id, Outcome::Completed, detail)
+        })
+        .await?;
+    Ok(Json(RenewResponse { certificate_pem }))
+}
+
+fn check(request: &EnrollRequest) -> Result<(), Failure> {
+    if !fulmar_protocol::device_name_is_valid(&request.name) {
+        return Err(Failure::invalid(
+            "name_invalid",
+            format!("name is {:?}, expected 1 to 63 of [a-z0-9-]", request.name),
+        ));
+    }
+    if !hex::decode(&request.audit_key).is_ok_and(|key| key.len() == 32) {
+        return Err(Failure::invalid("audit_key_invalid", "audit_key is not 32 bytes in hex"));
+    }
+    super::check_in::check_facts(&request.facts)
+}
+
+fn csr_failure(error: CaError) -> Failure {
+    match error {
+        CaError::Request(reason) => Failure::invalid("csr_invalid", format!("csr_pem: {reason}")),
+        other => Failure::internal("sign a device's certificate", chain(&other)),
+    }
+}
+
+fn new_id() -> Result<String, Failure> {
+    let mut bytes = [0_u8; ID_LEN];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Failure::internal("make a device id", "no random numbers"))?;
+    let signs = bytes.iter().map(|b| char::from(ID_SIGNS[usize::from(b & 31)]));
+    Ok(format!("d-{}", signs.collect::<String>()))
+}
+
+/// Join tokens cannot be guessed; this keeps who tries from filling the audit log.
+fn throttle(app: &App, peer: &Peer, now_s: i64) -> Result<(), Failure> {
+    let key = format!("enroll {}", peer.address.ip());
+    let mut throttle = app.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+    throttle.attempt(&key, now_s).map_err(|wait_s| {
+        Failure::refused(
+            StatusCode::TOO_MANY_REQUESTS,
+            "enroll_too_often",
+            format!("too many enrolments failed from this address; wait {wait_s} seconds"),
+        )
+    })
+}
+
+fn forgive(app: &App, peer: &Peer) {
+    let key = format!("enroll {}", peer.address.ip());
+    app.throttle.lock().unwrap_or_else(PoisonError::into_inner).forgive(&key);
+}

@@ -1,0 +1,245 @@
+//! The real server over TLS: devices join, check in, get what they should run, report.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{Plane, check_in, code, holds, now_s};
+use fulmar_protocol::{AuditCheckpoint, ModelState, OutboxAck, OutboxBatch, Report};
+use fulmar_registry::Digest;
+use fulmar_registry::trust::{Admission, Fetched, Refresh, Repo, Scope, Trusted, admit};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+/// Runs the trust client against the server, as a device does.
+async fn refresh(device: &common::Device, repo: Repo, root: &str) -> Trusted {
+    let root = STANDARD.decode(root).unwrap();
+    let trusted = Trusted::from_root(repo, root).unwrap();
+    let mut refresh = Refresh::new(trusted, now_s()).scope(Scope::Everything);
+    while let Some(want) = refresh.next() {
+        let answer = device.get(&format!("{}/{}", repo.as_str(), want.file_name)).await;
+        let fetched = match answer.status() {
+            StatusCode::OK => Fetched::Found(answer.bytes().await.unwrap().to_vec()),
+            StatusCode::NOT_FOUND => Fetched::NotFound,
+            other => panic!("{}: {other}", want.file_name),
+        };
+        refresh.feed(fetched).unwrap();
+    }
+    refresh.finish().unwrap()
+}
+
+#[tokio::test]
+async fn a_deployment_reaches_a_device_and_both_repositories_admit_it() {
+    let plane = Plane::start().await;
+    let weights: Vec<u8> = (0..200_000_u32).map(|i| (i * 7 % 251) as u8).collect();
+    let digest = plane.publish(1, &weights).await;
+    let device = plane.device("pump-7").await;
+
+    let before = device.check_in(&check_in(0)).await;
+    assert_eq!(before.generation, 0);
+
+    let order = json!({ "model": "acme/tiny:v1", "devices": [device.id] });
+    let deployment = plane.post("/api/v1/deployments", order).await;
+    assert_eq!(deployment["digest"], digest.to_string());
+    let after = device.check_in(&check_in(0)).await;
+    assert_eq!(after.generation, 1);
+    assert!(after.director_timestamp_version > before.director_timestamp_version);
+
+    let registry = refresh(&device, Repo::Registry, &device.joined.registry_root).await;
+    let director = refresh(&device, Repo::Director, &device.joined.director_root).await;
+    assert_eq!(director.targets_version(), Some(1));
+    assert_eq!(registry.timestamp_version(), Some(after.registry_timestamp_version));
+    let admission = Admission { now_s: now_s(), device_id: Some(&device.id), release_floor: None };
+    let admitted = admit(&registry, &director, "acme/tiny/v1.json", &admission).unwrap();
+    assert_eq!(admitted.digest(), digest);
+
+    // The manifest, then the weights in two ranges, as after a cut line.
+    let manifest = device.get(&format!("blobs/{digest}")).await.bytes().await.unwrap();
+    assert_eq!(Digest::of(&manifest), digest);
+    let path = format!("blobs/{}", Digest::of(&weights));
+    let whole = device.get(&path).await;
+    let etag = whole.headers()["etag"].clone();
+    assert_eq!(whole.bytes().await.unwrap(), weights);
+    let rest = device
+        .http
+        .get(device.at(&path))
+        .header("range", "bytes=150000-")
+        .header("if-range", &etag)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(rest.status(), StatusCode::PARTIAL_CONTENT);
+    assert_eq!(rest.headers()["content-range"], "bytes 150000-199999/200000");
+    assert_eq!(rest.bytes().await.unwrap(), weights[150_000..]);
+
+    let mut done = check_in(1);
+    done.models = vec![holds(&digest, ModelState::Active)];
+    device.check_in(&done).await;
+    let shown = plane.get("/api/v1/deployments/1").await;
+    assert_eq!((&shown["state"], &shown["done"]), (&json!("done"), &json!(1)));
+    let device = plane.get(&format!("/api/v1/devices/{}", device.id)).await;
+    assert_eq!(
+        (&device["state"], &device["models"][0]["state"]),
+        (&json!("online"), &json!("active"))
+    );
+    assert_eq!(plane.get("/api/v1/audit/verify").await["verified"], true);
+}
+
+#[tokio::test]
+async fn stopping_puts_back_what_has_not_arrived_and_leaves_what_has() {
+    let plane = Plane::start().await;
+    let one = plane.publish(1, b"weights one").await;
+    let (arrived, waiting) = (plane.device("arrived").await, plane.device("waiting").await);
+    plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
+    for device in [&arrived, &waiting] {
+        let mut request = check_in(1);
+        request.models = vec![holds(&one, ModelState::Active)];
+        device.check_in(&request).await;
+    }
+    let two = plane.publish(2, b"weights two").await;
+    plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
+    let mut request = check_in(2);
+    request.models = vec![holds(&two, ModelState::Active)];
+    arrived.check_in(&request).await;
+
+    let stopped = plane.post("/api/v1/deployments/2/stop", json!({})).await;
+    assert_eq!(stopped["devices_put_back"], 1);
+    assert_eq!(arrived.check_in(&request).await.generation, 2);
+    assert_eq!(waiting.check_in(&check_in(1)).await.generation, 3);
+    let shown = plane.get(&format!("/api/v1/devices/{}", waiting.id)).await;
+    assert_eq!(shown["desired"][0]["digest"], one.to_string());
+    let again = plane.call(Method::POST, "/api/v1/deployments/2/stop", Some(json!({}))).await;
+    assert_eq!(code(again).await, (409, "deployment_stopped".into()));
+}
+
+#[tokio::test]
+async fn a_device_that_joins_later_gets_what_all_devices_have() {
+    let plane = Plane::start().await;
+    plane.publish(1, b"weights").await;
+    plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
+    let device = plane.device("late").await;
+    assert_eq!(device.check_in(&check_in(0)).await.generation, 1);
+    let director = refresh(&device, Repo::Director, &device.joined.director_root).await;
+    assert!(director.target("acme/tiny/v1.json").is_some());
+    assert_eq!(director.device_id(), Some(device.id.as_str()));
+}
+
+#[tokio::test]
+async fn reports_are_kept_once_however_often_they_come() {
+    let mut plane = Plane::start().await;
+    let device = plane.device("reporter").await;
+    let report = |seq: u64| Report {
+        seq,
+        at_s: now_s(),
+        kind: "audit".into(),
+        body: json!({ "seq": seq, "action": "model.run" }),
+    };
+    let batch = OutboxBatch { reports: (1..=3).map(report).collect() };
+    for _ in 0..2 {
+        let ack: OutboxAck = device.post("outbox", &batch).await.json().await.unwrap();
+        assert_eq!(ack.acked_through, 3);
+    }
+    let more = OutboxBatch { reports: (2..=5).map(report).collect() };
+    let ack: OutboxAck = device.post("outbox", &more).await.json().await.unwrap();
+    assert_eq!(ack.acked_through, 5);
+    let falling = OutboxBatch { reports: vec![report(7), report(6)] };
+    assert_eq!(code(device.post("outbox", &falling).await).await, (400, "seq_not_rising".into()));
+
+    // What was acknowledged is there after a restart.
+    plane.stop().await;
+    plane.serve().await;
+    let shown = plane.get(&format!("/api/v1/devices/{}/audit", device.id)).await;
+    let seqs: Vec<_> =
+        shown["entries"].as_array().unwrap().iter().map(|e| e["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, [5, 4, 3, 2, 1]);
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_co_signed_once_and_a_rewritten_log_is_not() {
+    let plane = Plane::start().await;
+    let device = plane.device("prover").await;
+    let checkpoint = |entries: u64, root: [u8; 32]| {
+        let signature = device.audit_key.sign(&device.id, entries, &root);
+        let mut request = check_in(0);
+        request.audit_checkpoint = Some(AuditCheckpoint {
+            entries,
+            root: hex::encode(root),
+            signature: hex::encode(signature),
+        });
+        request
+    };
+    let first = device.check_in(&checkpoint(10, [1; 32])).await.audit_cosignature.unwrap();
+    let key = hex::decode(&device.joined.audit_cosign_key).unwrap();
+    let signature = hex::decode(&first).unwrap();
+    assert!(fulmar_policy::audit::signature_holds(&key, &device.id, 10, &[1; 32], &signature));
+    let again = device.check_in(&checkpoint(10, [1; 32])).await.audit_cosignature;
+    assert_eq!(again.as_deref(), Some(first.as_str()));
+    for (entries, root) in [(10, [2; 32]), (9, [1; 32])] {
+        assert_eq!(device.check_in(&checkpoint(entries, root)).await.audit_cosignature, None);
+    }
+    let mut forged = checkpoint(11, [3; 32]);
+    forged.audit_checkpoint.as_mut().unwrap().entries = 12;
+    assert_eq!(device.check_in(&forged).await.audit_cosignature, None);
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_takes_over_when_it_is_used() {
+    let plane = Plane::start().await;
+    let device = plane.device("renewer").await;
+    let csr = rcgen::CertificateParams::default().serialize_request(&device.key).unwrap();
+    let request = fulmar_protocol::RenewRequest { csr_pem: csr.pem().unwrap() };
+    let renewed: fulmar_protocol::RenewResponse =
+        device.post("renew", &request).await.json().await.unwrap();
+    // The old one is good until the new one was seen.
+    device.check_in(&check_in(0)).await;
+    let new = common::client(plane.ca(), Some((&renewed.certificate_pem, &device.key)));
+    let answer = new.post(device.at("check-in")).json(&check_in(0)).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let old = device.post("check-in", &check_in(0)).await;
+    assert_eq!(code(old).await, (403, "device_unknown".into()));
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_where_it_stopped() {
+    let plane = Plane::start().await;
+    let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 253) as u8).collect();
+    let path = plane.url(&format!("/api/v1/blobs/{}", Digest::of(&bytes)));
+    let send = |offset: usize, end: usize| {
+        plane
+            .http
+            .put(&path)
+            .bearer_auth(&plane.token)
+            .header("upload-length", bytes.len())
+            .header("upload-offset", offset)
+            .body(bytes[offset..end].to_vec())
+            .send()
+    };
+    let first = send(0, 40_000).await.unwrap();
+    assert_eq!(first.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    let state = plane.http.head(&path).bearer_auth(&plane.token).send().await.unwrap();
+    assert_eq!(state.status(), StatusCode::NOT_FOUND);
+    let offset: usize = state.headers()["upload-offset"].to_str().unwrap().parse().unwrap();
+    assert_eq!(offset, 40_000);
+    assert_eq!(send(offset, bytes.len()).await.unwrap().status(), StatusCode::CREATED);
+    let state = plane.http.head(&path).bearer_auth(&plane.token).send().await.unwrap();
+    assert_eq!(state.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn metrics_and_health_say_how_the_fleet_stands() {
+    let plane = Plane::start().await;
+    plane.device("one").await.check_in(&check_in(0)).await;
+    let health = plane.http.get(plane.url("/health")).send().await.unwrap();
+    assert_eq!(health.status(), StatusCode::OK);
+    let text = plane.call(Method::GET, "/metrics", None).await.text().await.unwrap();
+    let values: BTreeMap<&str, &str> =
+        text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_once(' ')).collect();
+    assert_eq!(values["fulmar_control_devices"], "1");
+    assert_eq!(values["fulmar_control_devices_online"], "1");
+    let unsigned = plane.http.get(plane.url("/metrics")).send().await.unwrap();
+    assert_eq!(unsigned.status(), StatusCode::UNAUTHORIZED);
+}
