@@ -1,43 +1,168 @@
 //! The command line: one module per command, each with its arguments and a `run`.
 
+mod audit;
+mod config;
 mod convert;
 mod debug;
+mod doctor;
+pub(crate) mod enroll;
+mod models;
+pub(crate) mod output;
 mod quantize;
+#[cfg(all(feature = "control-plane", feature = "demo-model"))]
+mod quickstart;
+mod run;
+mod serve;
+mod status;
+pub(crate) mod token;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
+
+use crate::config::Config;
+use crate::logging::{self, Console};
+use crate::state::State;
 
 /// Runs small language models on a device, under rules that its owner signed.
 #[derive(Debug, Parser)]
 #[command(name = "fulmar", version, propagate_version = true)]
 struct Cli {
+    #[command(flatten)]
+    place: Place,
     #[command(subcommand)]
     command: Command,
 }
 
+/// Which device: its configuration and its state directory.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Place {
+    /// Configuration file (TOML).
+    #[arg(long, global = true, env = "FULMAR_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State directory.
+    #[arg(long, global = true, env = "FULMAR_DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Place {
+    /// The directory as given, if it was.
+    #[cfg(all(feature = "control-plane", feature = "demo-model"))]
+    pub(crate) fn dir(&self) -> Option<&std::path::Path> {
+        self.dir.as_deref()
+    }
+
+    /// The configuration and the state directory.
+    pub(crate) fn load(&self) -> anyhow::Result<(Config, PathBuf)> {
+        let config = Config::load(self.config.as_deref())?;
+        let dir = config.state_dir(self.dir.as_deref())?;
+        Ok((config, dir))
+    }
+
+    /// The state directory, opened, for commands that work without a running agent.
+    pub(crate) fn open(&self) -> anyhow::Result<Arc<State>> {
+        let (_, dir) = self.load()?;
+        State::open(&dir)
+    }
+
+    /// The running agent's socket.
+    pub(crate) fn socket(&self) -> anyhow::Result<PathBuf> {
+        Ok(crate::state::socket(&self.load()?.1))
+    }
+}
+
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// A fleet of one on this machine, from nothing to an answer.
+    #[cfg(all(feature = "control-plane", feature = "demo-model"))]
+    Quickstart(quickstart::Args),
+    /// Serve models over local HTTP, and meet the control plane when there is one.
+    Serve(serve::Args),
+    /// Ask a model in the terminal.
+    Run(run::Args),
+    /// List the models on this device.
+    List(models::ListArgs),
+    /// Show what a model is and who signed it.
+    Show(models::ShowArgs),
+    /// Take a model off this device.
+    Rm(models::RmArgs),
+    /// Show what the engine does now.
+    Ps(status::PsArgs),
+    /// Show the device, its link and its models.
+    Status(status::StatusArgs),
+    /// Join a fleet.
+    Enroll(enroll::Args),
+    /// Meet the control plane now.
+    Sync(status::SyncArgs),
+    /// Make, list and revoke the tokens of apps.
+    Token(token::Args),
+    /// Read, verify and prove the audit log.
+    Audit(audit::Args),
+    /// Say in plain words what is wrong and what to do.
+    Doctor(doctor::Args),
+    /// Check and print the configuration.
+    Config(config::Args),
+    /// The control plane, for a fleet on one machine.
+    #[cfg(feature = "control-plane")]
+    ControlPlane(fulmar_control::cli::Args),
     /// Make a GGUF file of a Hugging Face folder.
     Convert(convert::Args),
-    /// Look inside: logits, tokens, templates, files.
-    Debug(debug::Args),
     /// Make the weights of a GGUF file smaller.
     Quantize(quantize::Args),
+    /// Look inside: logits, tokens, templates, files.
+    Debug(debug::Args),
 }
 
 /// Parses the arguments, runs the command, prints a failure with its causes.
 pub(crate) fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Convert(args) => convert::run(args),
-        Command::Debug(args) => debug::run(args),
-        Command::Quantize(args) => quantize::run(args),
-    };
-    match outcome {
+    // One provider for the process, before anything speaks TLS.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let Cli { place, command } = Cli::parse();
+    match dispatch(&place, command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("fulmar: failed to {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        #[cfg(all(feature = "control-plane", feature = "demo-model"))]
+        Command::Quickstart(args) => quickstart::run(place, &args),
+        Command::Serve(args) => serve::run(place, args),
+        Command::Run(args) => run::run(place, args),
+        Command::List(args) => models::list(place, &args),
+        Command::Show(args) => models::show(place, &args),
+        Command::Rm(args) => models::rm(place, &args),
+        Command::Ps(args) => status::ps(place, &args),
+        Command::Status(args) => status::status(place, &args),
+        Command::Enroll(args) => enroll::run(place, &args),
+        Command::Sync(args) => status::sync(place, &args),
+        Command::Token(args) => token::run(place, args),
+        Command::Audit(args) => audit::run(place, args),
+        Command::Doctor(args) => doctor::run(place, &args),
+        Command::Config(args) => config::run(place, &args),
+        #[cfg(feature = "control-plane")]
+        Command::ControlPlane(args) => fulmar_control::cli::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Debug(args) => debug::run(args),
+    }
+}
+
+/// A runtime for commands that wait for something.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Logs of a short command: to the files, and only what went wrong to the terminal.
+pub(crate) fn quiet_log(
+    config: &Config,
+    dir: &std::path::Path,
+) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
+    logging::start(&config.log, dir, Console::Quiet)
 }

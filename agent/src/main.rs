@@ -1,6 +1,23 @@
 //! `fulmar`: the agent that runs small language models on a device under its owner's rules.
+//!
+//! The composition root: every part of the device is put together here, and only here.
 
+mod app;
+mod ask;
 mod cli;
+mod client;
+mod config;
+mod engine;
+mod http;
+mod import;
+mod link;
+mod logging;
+mod models;
+#[cfg(all(feature = "control-plane", feature = "demo-model"))]
+mod quickstart;
+mod serve;
+mod state;
+mod systemd;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -42,6 +42,8 @@ pub const SCHEMA: Schema = Schema {
             detail TEXT NOT NULL,
             leaf BLOB NOT NULL
         ) STRICT;
+        CREATE INDEX audit_entry_opened ON audit_entry (opened) WHERE opened IS NOT NULL;
+        CREATE INDEX audit_entry_started ON audit_entry (seq) WHERE outcome = 'started';
         CREATE TRIGGER audit_entry_stays BEFORE DELETE ON audit_entry
             BEGIN SELECT RAISE(ABORT, 'audit entries are never removed'); END;
         CREATE TRIGGER audit_entry_is_never_changed BEFORE UPDATE ON audit_entry
@@ -320,6 +322,24 @@ pub fn list(connection: &Connection, page: Page) -> Result<Vec<Entry>, AuditErro
          FROM audit_entry WHERE seq > ?1 ORDER BY seq {order} LIMIT ?2"
     ))?;
     let mut rows = statement.query((to_sql(page.after), page.len_max))?;
+    let mut entries = Vec::new();
+    while let Some(row) = rows.next()? {
+        entries.push(read_entry(row)?);
+    }
+    Ok(entries)
+}
+
+/// Entries that began something and never heard of its end: after a start, what a crash cut off.
+///
+/// # Errors
+/// [`AuditError::Detail`], or the database's.
+pub fn unfinished(connection: &Connection) -> Result<Vec<Entry>, AuditError> {
+    let mut statement = connection.prepare(
+        "SELECT seq, at_s, actor, action, resource, outcome, opened, detail, leaf
+         FROM audit_entry AS began WHERE outcome = 'started'
+         AND NOT EXISTS (SELECT 1 FROM audit_entry WHERE opened = began.seq) ORDER BY seq",
+    )?;
+    let mut rows = statement.query([])?;
     let mut entries = Vec::new();
     while let Some(row) = rows.next()? {
         entries.push(read_entry(row)?);

@@ -13,6 +13,7 @@
 //! Deliberately absent: a policy language. Roles, actions and scopes are enough, and can be read.
 
 pub mod audit;
+pub mod budget;
 mod jwt;
 mod principal;
 mod rules;

@@ -1,1 +1,58 @@
-//! Whole-program tests.
+//! What whole-program tests share: the built binaries, their processes, waiting for conditions.
+//!
+//! `tests/run` builds the binaries and sets the variables named here; a missing one is an error,
+//! never a skipped test.
+
+mod process;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+pub use process::{Output, Process, fulmar, fulmar_ok, json_of};
+
+/// How long a condition may take on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+fn variable(name: &str) -> String {
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: run whole-program tests with tests/run"))
+}
+
+/// The built `fulmar`.
+#[must_use]
+pub fn fulmar_bin() -> PathBuf {
+    variable("FULMAR_BIN").into()
+}
+
+/// A Python with the packages of `tests/requirements.txt`.
+#[must_use]
+pub fn python() -> PathBuf {
+    variable("FULMAR_TEST_PYTHON").into()
+}
+
+/// Where screenshots and logs are kept.
+#[must_use]
+pub fn output_dir() -> PathBuf {
+    variable("FULMAR_TEST_OUTPUT").into()
+}
+
+/// The repository's root.
+#[must_use]
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Waits until `probe` gives something, for [`PATIENCE`] at most.
+///
+/// # Panics
+/// When the time is over: the test has failed.
+pub fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -334,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn what_began_and_never_ended_is_found() {
+        let b = Bench::new(0);
+        let started = Event { outcome: Outcome::Started, ..event(0) };
+        for event in [started.clone(), started, Event { opened: Some(1), ..event(1) }] {
+            b.write(move |tx| append(tx, &event).map(|_| ()));
+        }
+        let open = b.store.read_blocking(unfinished).unwrap();
+        assert_eq!(open.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
     fn pages_go_forward_and_backward() {
         let b = Bench::new(5);
         let page = |after, len_max, newest_first| {

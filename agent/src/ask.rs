@@ -1,0 +1,306 @@
+//! Asking a model: budget, audit entry, engine, answer, audit entry.
+//!
+//! Invariants:
+//! - No prompt reaches the engine before the entry that records it is durable.
+//! - The client learns that an answer is complete only after the entry that completes it is
+//!   durable; the same holds for failures and for clients that went away.
+
+use std::sync::Arc;
+
+use fulmar_inference::engine::{
+    Event, FinishReason, Generation, Logprobs, Refused, Request, Usage,
+};
+use fulmar_policy::audit::{self, AuditError, Outcome};
+use fulmar_policy::budget::{Exceeded, InFlight};
+use fulmar_policy::{LogContent, Permit};
+use ring::digest::{Context, SHA256};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::app::App;
+use crate::models::{LoadedModel, ModelError};
+use crate::state;
+
+/// Events that wait for a slow client; then the engine waits for it.
+const EVENTS_WAITING_MAX: usize = 64;
+
+/// A question, understood and permitted.
+#[derive(Debug)]
+pub(crate) struct Question {
+    /// The route, for the audit log.
+    pub(crate) endpoint: &'static str,
+    /// What the engine is asked; `model`, `principal` and `priority` are filled in here.
+    pub(crate) request: Request,
+    /// The prompt as the client sent it, for its digest and, where policy says so, the log.
+    pub(crate) prompt: Value,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The principal's budget is used up.
+    #[error(transparent)]
+    Exceeded(#[from] Exceeded),
+    /// The model is not there or must not run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The engine did not take the request.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// What cannot be recorded is not done.
+    #[error("open the audit entry")]
+    Audit(#[from] AuditError),
+}
+
+/// An answer under way; dropping it cancels.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// The audit entry that records the question.
+    pub(crate) entry: u64,
+    /// The model that answers.
+    pub(crate) model: Arc<LoadedModel>,
+    events: mpsc::Receiver<Part>,
+}
+
+impl Answer {
+    /// The next part; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Option<Part> {
+        self.events.recv().await
+    }
+}
+
+/// A part of an answer.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// Text that became certain.
+    Text { text: String, logprob: Option<Logprobs> },
+    /// The answer is complete and recorded.
+    Done { reason: FinishReason, usage: Usage },
+    /// The answer failed; that is recorded.
+    Failed { message: String },
+}
+
+/// Asks, within the permit.
+///
+/// # Errors
+/// [`AskError`]; a refusal by the engine is recorded.
+pub(crate) async fn ask(
+    app: &Arc<App>,
+    permit: &Permit,
+    question: Question,
+) -> Result<Answer, AskError> {
+    let in_flight = app.meter().begin(permit, app.state().monotonic_ms())?;
+    let model = app.models().loaded(permit.resource()).await?;
+    let mut record = Record::open(app, permit, &question, &model).await?;
+    let mut request = question.request;
+    let limits = permit.limits();
+    request.model.clone_from(&model.engine_name);
+    request.principal.clone_from(&permit.principal().subject);
+    // The policy's priorities run from 0 to 9, the engine's from 0 to 255.
+    request.priority = limits.priority.saturating_mul(28);
+    let tokens_max = limits.max_tokens;
+    request.max_tokens = Some(request.max_tokens.map_or(tokens_max, |n| n.min(tokens_max)));
+    let generation = match generate(app, permit, &model, request).await {
+        Ok(generation) => generation,
+        Err(refused) => {
+            record.close(Outcome::Denied, json!({ "reason": refused.to_string() })).await?;
+            return Err(refused.into());
+        }
+    };
+    let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
+    let entry = record.entry;
+    app.metrics().asked(&model.name);
+    let relay = Relay { app: Arc::clone(app), record, in_flight, sender };
+    app.answers().spawn(relay.run(generation));
+    Ok(Answer { entry, model, events })
+}
+
+/// Gives the request to the engine; loads the model again, once, if it went away meanwhile.
+async fn generate(
+    app: &App,
+    permit: &Permit,
+    model: &LoadedModel,
+    request: Request,
+) -> Result<Generation, Refused> {
+    match app.engine().generate(request.clone()).await {
+        Err(Refused::ModelNotLoaded { name }) => {
+            app.models().forget(model);
+            match app.models().loaded(permit.resource()).await {
+                // Another release became active between the entry and now: the entry names this
+                // one, so this one answers or nobody does.
+                Ok(again) if again.engine_name == model.engine_name => {
+                    app.engine().generate(request).await
+                }
+                _ => Err(Refused::ModelNotLoaded { name }),
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+/// The audit entries of one question.
+#[derive(Debug)]
+struct Record {
+    app: Arc<App>,
+    actor: String,
+    resource: String,
+    content: LogContent,
+    entry: u64,
+}
+
+impl Record {
+    async fn open(
+        app: &Arc<App>,
+        permit: &Permit,
+        question: &Question,
+        model: &LoadedModel,
+    ) -> Result<Self, AuditError> {
+        let mut record = Self {
+            app: Arc::clone(app),
+            actor: permit.principal().audit_name(),
+            resource: model.name.clone(),
+            content: permit.log_content(),
+            entry: 0,
+        };
+        let prompt = question.prompt.to_string();
+        let digest = ring::digest::digest(&SHA256, prompt.as_bytes());
+        let mut detail = json!({
+            "endpoint": question.endpoint,
+            "model_digest": model.digest.to_string(),
+            "weights_digest": model.weights_digest.to_string(),
+            "authority": model.authority,
+            "policy_version": permit.policy_version(),
+            "prompt_sha256": hex::encode(digest),
+        });
+        if record.content == LogContent::Full {
+            detail["prompt"] = question.prompt.clone();
+        }
+        record.entry = record.append(Outcome::Started, None, detail).await?;
+        Ok(record)
+    }
+
+    async fn close(&mut self, outcome: Outcome, detail: Value) -> Result<(), AuditError> {
+        self.append(outcome, Some(self.entry), detail).await.map(|_| ())
+    }
+
+    async fn append(
+        &self,
+        outcome: Outcome,
+        opened: Option<u64>,
+        detail: Value,
+    ) -> Result<u64, AuditError> {
+        let (actor, resource) = (self.actor.clone(), self.resource.clone());
+        let at_s = self.app.state().clock().now_s();
+        self.app
+            .state()
+            .store()
+            .write(move |tx| {
+                let event = audit::Event {
+                    at_s,
+                    actor: &actor,
+                    action: fulmar_policy::Action::ModelRun.as_str(),
+                    resource: &resource,
+                    outcome,
+                    opened,
+                    detail,
+                };
+                state::record(tx, &event)
+            })
+            .await
+    }
+}
+
+/// Carries an answer from the engine to the client, and into the audit log.
+struct Relay {
+    app: Arc<App>,
+    record: Record,
+    in_flight: InFlight,
+    sender: mpsc::Sender<Part>,
+}
+
+impl Relay {
+    async fn run(self, mut generation: Generation) {
+        let mut digest = Context::new(&SHA256);
+        let mut text_kept = String::new();
+        let mut tokens = 0_u64;
+        let end = loop {
+            let event = tokio::select! {
+                event = generation.next() => event,
+                () = self.sender.closed() => break End::ClientGone,
+            };
+            match event {
+                Some(Event::Started { .. }) => {}
+                Some(Event::Token { text, logprob, .. }) => {
+                    tokens += 1;
+                    digest.update(text.as_bytes());
+                    if self.record.content == LogContent::Full {
+                        text_kept += &text;
+                    }
+                    if self.sender.send(Part::Text { text, logprob }).await.is_err() {
+                        break End::ClientGone;
+                    }
+                }
+                Some(Event::Done { reason, usage }) => break End::Done { reason, usage },
+                Some(Event::Failed { message }) => break End::Failed { message },
+                None => break End::Failed { message: "the engine stopped".into() },
+            }
+        };
+        // Dropped before the entry is written: a client that went away frees its place at once.
+        drop(generation);
+        let mut detail = end.detail(tokens);
+        detail["answer_sha256"] = hex::encode(digest.finish()).into();
+        if self.record.content == LogContent::Full {
+            detail["answer"] = text_kept.into();
+        }
+        self.finish(end, tokens, detail).await;
+    }
+
+    async fn finish(mut self, end: End, tokens: u64, detail: Value) {
+        let now_ms = self.app.state().monotonic_ms();
+        let spent = match &end {
+            End::Done { usage, .. } => {
+                self.app.metrics().answered(usage);
+                u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens)
+            }
+            End::Failed { .. } | End::ClientGone => tokens,
+        };
+        self.in_flight.spend(spent, now_ms);
+        let closed = self.record.close(end.outcome(), detail).await;
+        let part = match (closed, end) {
+            (Err(error), _) => {
+                tracing::error!(%error, entry = self.record.entry, "an answer was not recorded");
+                Part::Failed { message: "the answer could not be recorded".into() }
+            }
+            (Ok(()), End::Done { reason, usage }) => Part::Done { reason, usage },
+            (Ok(()), End::Failed { message }) => Part::Failed { message },
+            (Ok(()), End::ClientGone) => return,
+        };
+        // The client may have gone meanwhile; the entry says all there is to say.
+        let _ = self.sender.send(part).await;
+    }
+}
+
+enum End {
+    Done { reason: FinishReason, usage: Usage },
+    Failed { message: String },
+    ClientGone,
+}
+
+impl End {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Done { reason: FinishReason::Stop | FinishReason::Length, .. } => {
+                Outcome::Completed
+            }
+            _ => Outcome::Failed,
+        }
+    }
+
+    fn detail(&self, tokens: u64) -> Value {
+        match self {
+            Self::Done { reason, usage } => json!({ "finish_reason": reason, "usage": usage }),
+            Self::Failed { message } => json!({ "reason": message, "tokens": tokens }),
+            Self::ClientGone => json!({ "reason": "the client went away", "tokens": tokens }),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! `fulmar doctor`: looks at everything that tends to go wrong and says what to do.
+
+use std::process::ExitCode;
+
+use fulmar_policy::audit;
+use fulmar_registry::catalog::{self, Filter, Slot};
+
+use super::{Place, output};
+use crate::config::Config;
+use crate::state::State;
+
+/// Arguments of `fulmar doctor`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How one check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Finding {
+    Good,
+    Notice,
+    Bad,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Check {
+    finding: Finding,
+    what: &'static str,
+    said: String,
+}
+
+fn check(what: &'static str, outcome: Result<String, String>) -> Check {
+    match outcome {
+        Ok(said) => Check { finding: Finding::Good, what, said },
+        Err(said) => Check { finding: Finding::Bad, what, said },
+    }
+}
+
+/// Runs all checks; exits 1 when one is bad.
+pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
+    let (config, dir) = place.load()?;
+    let state = State::open(&dir)?;
+    let mut checks = vec![
+        check(
+            "configuration",
+            config.http.check().map(|()| "holds".into()).map_err(|e| format!("{e:#}")),
+        ),
+        database(&state),
+        audit_log(&state),
+        clock(&state),
+        processor(),
+        memory(&config),
+        agent(place),
+    ];
+    checks.extend(models(&state));
+    if args.json {
+        output::json(&checks)?;
+    } else {
+        for check in &checks {
+            let mark = match check.finding {
+                Finding::Good => "ok",
+                Finding::Notice => "note",
+                Finding::Bad => "BAD",
+            };
+            println!("{mark:<5}{:<14}{}", check.what, check.said);
+        }
+    }
+    let bad = checks.iter().any(|check| check.finding == Finding::Bad);
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn database(state: &State) -> Check {
+    let outcome = match state.store().integrity_check() {
+        Ok(lines) if lines.is_empty() => Ok(format!("{} is sound", state.store().path().display())),
+        Ok(lines) => Err(format!("{}; restore a backup", lines.join("; "))),
+        Err(error) => Err(error.to_string()),
+    };
+    check("database", outcome)
+}
+
+fn audit_log(state: &State) -> Check {
+    let outcome = state.control_plane_audit_key().map_err(|error| format!("{error:#}")).and_then(
+        |control_plane| {
+            state
+                .store()
+                .read_blocking(|connection| {
+                    let key = state.audit_key().public();
+                    audit::verify(connection, &state.device(), key, control_plane.as_deref())
+                })
+                .map(|v| {
+                    format!(
+                        "{} entries verified, {} signed, {} co-signed",
+                        v.entries, v.signed_entries, v.cosigned_entries
+                    )
+                })
+                .map_err(|error| error.to_string())
+        },
+    );
+    check("audit log", outcome)
+}
+
+/// fulmar's own age is a floor for any clock that is right: 2026-01-01.
+const BUILT_AFTER_S: i64 = 1_767_225_600;
+
+fn clock(state: &State) -> Check {
+    let now_s = state.clock().now_s();
+    let outcome = if now_s < BUILT_AFTER_S {
+        Err(format!(
+            "{} is before this program was made; set the clock, or tokens and metadata do not hold",
+            output::time(now_s)
+        ))
+    } else {
+        Ok(output::time(now_s))
+    };
+    check("clock", outcome)
+}
+
+fn processor() -> Check {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Check {
+        finding: Finding::Good,
+        what: "processor",
+        said: format!("{threads} threads, {}", std::env::consts::ARCH),
+    }
+}
+
+fn memory(config: &Config) -> Check {
+    let total = crate::engine::memory_bytes();
+    let budget = match config.engine.budget_bytes {
+        0 => total / 2,
+        bytes => bytes,
+    };
+    let outcome = if budget > total {
+        Err(format!(
+            "engine.budget_bytes is {}, the machine has {}; lower it",
+            output::size(budget),
+            output::size(total)
+        ))
+    } else {
+        Ok(format!("budget {} of {}", output::size(budget), output::size(total)))
+    };
+    check("memory", outcome)
+}
+
+fn agent(place: &Place) -> Check {
+    let running = place
+        .socket()
+        .ok()
+        .is_some_and(|socket| std::os::unix::net::UnixStream::connect(socket).is_ok());
+    let (finding, said) = if running {
+        (Finding::Good, "running")
+    } else {
+        (Finding::Notice, "not running; `fulmar serve` starts it")
+    };
+    Check { finding, what: "agent", said: said.into() }
+}
+
+fn models(state: &State) -> Vec<Check> {
+    let listed = state.store().read_blocking(|c| catalog::list(c, &Filter::default()));
+    let models = match listed {
+        Ok(models) => models,
+        Err(error) => return vec![check("models", Err(error.to_string()))],
+    };
+    if models.is_empty() {
+        let said = "none installed; a fleet sends them, or `fulmar serve --model FILE.gguf`".into();
+        return vec![Check { finding: Finding::Notice, what: "models", said }];
+    }
+    models
+        .into_iter()
+        .map(|model| match &model.failure {
+            Some(reason) => check("model", Err(format!("{} failed: {reason}", model.name()))),
+            None => check(
+                "model",
+                Ok(format!(
+                    "{} is {}, by {}",
+                    model.name(),
+                    model.slot.map_or("installed", Slot::as_str),
+                    model.authority.describe()
+                )),
+            ),
+        })
+        .collect()
+}

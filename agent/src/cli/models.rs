@@ -1,0 +1,192 @@
+//! `fulmar list`, `show` and `rm`: the catalog, with or without a running agent.
+
+use std::process::ExitCode;
+
+use fulmar_policy::audit::{Event, Outcome};
+use fulmar_policy::{Action, Policy, Principal};
+use fulmar_registry::ModelRef;
+use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
+use serde_json::json;
+
+use super::{Place, output};
+use crate::models::Installed;
+use crate::state;
+
+/// Arguments of `fulmar list`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    /// Only models whose name, source or evaluation holds this text.
+    text: Option<String>,
+    /// Only this architecture.
+    #[arg(long)]
+    architecture: Option<String>,
+    /// Only this quantisation.
+    #[arg(long)]
+    quantization: Option<String>,
+    /// Only models whose licence holds this text.
+    #[arg(long)]
+    license: Option<String>,
+    /// Only models with at least this many tokens of context.
+    #[arg(long)]
+    context_tokens_min: Option<u32>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Lists installed models.
+pub(crate) fn list(place: &Place, args: &ListArgs) -> anyhow::Result<ExitCode> {
+    let state = place.open()?;
+    let filter = Filter {
+        text: args.text.clone(),
+        architecture: args.architecture.clone(),
+        quantization: args.quantization.clone(),
+        license: args.license.clone(),
+        context_tokens_min: args.context_tokens_min,
+        ..Filter::default()
+    };
+    let found: Vec<Installed> = state
+        .store()
+        .read_blocking(|connection| catalog::list(connection, &filter))?
+        .into_iter()
+        .map(Installed::from)
+        .collect();
+    if args.json {
+        output::json(&found)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if found.is_empty() {
+        println!("no models; a fleet sends them, `fulmar serve --model FILE.gguf` brings one in");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = output::table(&[
+        "name",
+        "digest",
+        "slot",
+        "params",
+        "quant",
+        "size",
+        "signed by",
+        "installed",
+    ]);
+    for model in &found {
+        table.add_row([
+            model.name.clone(),
+            output::short_digest(&model.digest),
+            model.slot.map_or("-", Slot::as_str).to_owned(),
+            output::count(model.parameters),
+            model.quantization.clone(),
+            output::size(model.size_bytes),
+            signed_by(model).to_owned(),
+            output::time(model.installed_at_s),
+        ]);
+    }
+    println!("{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn signed_by(model: &Installed) -> &'static str {
+    match model.authority {
+        fulmar_registry::Authority::TwoRepositories { .. } => "owner and director",
+        fulmar_registry::Authority::LocalOwner { .. } => "local owner",
+    }
+}
+
+/// Arguments of `fulmar show`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ShowArgs {
+    /// A model's name, or NAME@sha256:… for one release.
+    name: ModelRefArg,
+    /// Print the manifest as it was signed.
+    #[arg(long)]
+    manifest: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model reference on the command line.
+#[derive(Debug, Clone)]
+struct ModelRefArg(ModelRef);
+
+impl std::str::FromStr for ModelRefArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|error: fulmar_registry::ReferenceError| error.to_string())
+    }
+}
+
+/// Shows one model.
+pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
+    let state = place.open()?;
+    let reference = args.name.0.clone();
+    let found = state.store().read_blocking(|c| catalog::find(c, &reference))?;
+    if args.manifest {
+        print!("{}", String::from_utf8_lossy(&found.manifest_bytes));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let words = found.authority.describe();
+    let source = found.manifest.source.clone();
+    let model = Installed::from(found);
+    if args.json {
+        output::json(&model)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = output::table(&["field", "value"]);
+    for (field, value) in [
+        ("name", model.name),
+        ("digest", model.digest),
+        ("weights", model.weights_digest),
+        ("release", model.release.to_string()),
+        ("slot", model.slot.map_or("-", Slot::as_str).to_owned()),
+        ("may run here by", words),
+        ("architecture", model.architecture),
+        ("parameters", format!("{} ({})", output::count(model.parameters), model.size_class)),
+        ("quantization", model.quantization),
+        ("context", format!("{} tokens", model.context_tokens)),
+        ("size", output::size(model.size_bytes)),
+        ("license", model.license),
+        ("source", source),
+        ("installed", output::time(model.installed_at_s)),
+        ("failure", model.failure.unwrap_or_else(|| "-".into())),
+    ] {
+        table.add_row([field.to_owned(), value]);
+    }
+    println!("{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Arguments of `fulmar rm`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RmArgs {
+    /// A model's name, or NAME@sha256:… for one release.
+    name: ModelRefArg,
+}
+
+/// Takes a model off the device. Its files go with the next garbage collection.
+pub(crate) fn rm(place: &Place, args: &RmArgs) -> anyhow::Result<ExitCode> {
+    let state = place.open()?;
+    let principal = Principal::local();
+    Policy::builtin().decide(&principal, Action::ModelRemove, &args.name.0.name.to_string())?;
+    let (reference, at_s) = (args.name.0.clone(), state.clock().now_s());
+    let removed = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
+        let found: Result<_, CatalogError> = catalog::find(tx, &reference);
+        let found = found?;
+        catalog::remove(tx, found.name(), &found.digest)?;
+        let event = Event {
+            at_s,
+            actor: &principal.audit_name(),
+            action: Action::ModelRemove.as_str(),
+            resource: &found.name().to_string(),
+            outcome: Outcome::Completed,
+            opened: None,
+            detail: json!({ "digest": found.digest.to_string() }),
+        };
+        state::record(tx, &event)?;
+        Ok(format!("{}@{}", found.name(), found.digest))
+    })?;
+    state.sign_audit_log_blocking()?;
+    println!("removed {removed}");
+    Ok(ExitCode::SUCCESS)
+}

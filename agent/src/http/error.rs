@@ -1,0 +1,214 @@
+//! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use fulmar_inference::engine::Refused;
+use fulmar_policy::Denied;
+use fulmar_policy::budget::Exceeded;
+use fulmar_policy::token::TokenError;
+use serde_json::json;
+
+use crate::ask::AskError;
+use crate::models::ModelError;
+
+/// A refusal or failure on its way to the client.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    /// OpenAI's class of errors.
+    kind: &'static str,
+    /// Stable, for programs.
+    code: &'static str,
+    message: String,
+    /// The request's field at fault.
+    param: Option<String>,
+    retry_after_ms: Option<u64>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: String) -> Self {
+        let kind = match status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        Self { status, kind, code, message, param: None, retry_after_ms: None }
+    }
+
+    /// A request that cannot be understood: 400.
+    pub(crate) fn invalid(param: Option<&str>, message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::BAD_REQUEST, "invalid_request", message.into());
+        error.param = param.map(str::to_owned);
+        error
+    }
+
+    /// No proof of who asks: 401.
+    pub(crate) fn unauthenticated(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_token", message.into())
+    }
+
+    /// Something here went wrong: 500. The cause goes to the log, not to the client.
+    pub(crate) fn internal(what: &str, error: &dyn std::error::Error) -> Self {
+        tracing::error!(error = %chain(error), "failed to {what}");
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            format!("failed to {what}; the agent's log says why"),
+        )
+    }
+
+    /// What the client sees.
+    pub(crate) fn body(&self) -> serde_json::Value {
+        json!({ "error": {
+            "message": self.message, "type": self.kind, "param": self.param, "code": self.code,
+        }})
+    }
+}
+
+/// An error and all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += ": ";
+        text += &error.to_string();
+        cause = error.source();
+    }
+    text
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(wait_ms) = self.retry_after_ms {
+            // Whole seconds, rounded up: RFC 9110, section 10.2.3.
+            let seconds = HeaderValue::from(wait_ms.div_ceil(1000).max(1));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"fulmar\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "denied", denied.to_string())
+    }
+}
+
+impl From<TokenError> for ApiError {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Store(error) => Self::internal("look the token up", &error),
+            TokenError::Expired { .. } => {
+                Self::new(StatusCode::UNAUTHORIZED, "token_expired", error.to_string())
+            }
+            TokenError::Revoked { .. } => {
+                Self::new(StatusCode::UNAUTHORIZED, "token_revoked", error.to_string())
+            }
+            error => Self::unauthenticated(error.to_string()),
+        }
+    }
+}
+
+impl From<Exceeded> for ApiError {
+    fn from(exceeded: Exceeded) -> Self {
+        let mut error =
+            Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_exceeded", exceeded.to_string());
+        error.retry_after_ms = Some(exceeded.retry_after_ms());
+        error
+    }
+}
+
+impl From<ModelError> for ApiError {
+    fn from(error: ModelError) -> Self {
+        let text = chain(&error);
+        match error {
+            ModelError::Name { .. } | ModelError::NotInstalled { .. } => {
+                let mut error = Self::new(StatusCode::NOT_FOUND, "model_not_found", text);
+                error.param = Some("model".into());
+                error
+            }
+            ModelError::NoRoom { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_room", text)
+            }
+            ModelError::Load { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_not_loadable", text)
+            }
+            ModelError::Verify { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_not_verified", text)
+            }
+            ModelError::Store(error) => Self::internal("look the model up", &error),
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let text = chain(&refused);
+        match refused {
+            Refused::QueueFull { retry_after_ms, .. }
+            | Refused::QueueBytes { retry_after_ms, .. } => {
+                let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", text);
+                error.retry_after_ms = Some(retry_after_ms);
+                error
+            }
+            Refused::ModelNotLoaded { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_not_loaded", text)
+            }
+            Refused::PromptTooLong { .. } => {
+                let mut error = Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", text);
+                error.param = Some("messages".into());
+                error
+            }
+            Refused::Invalid { field, .. } => Self::invalid(Some(field), text),
+            Refused::Constraint(_) => Self::invalid(Some("response_format"), text),
+            Refused::Template(_) => Self::invalid(Some("messages"), text),
+            Refused::ShuttingDown => {
+                let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", text);
+                error.retry_after_ms = Some(5_000);
+                error
+            }
+        }
+    }
+}
+
+impl From<AskError> for ApiError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Exceeded(exceeded) => exceeded.into(),
+            AskError::Model(error) => error.into(),
+            AskError::Refused(refused) => refused.into(),
+            AskError::Audit(error) => Self::internal("open the audit entry", &error),
+        }
+    }
+}
+
+/// A path that is not there: 404.
+pub(crate) async fn not_found(uri: Uri) -> ApiError {
+    let message = format!("no route {}; see /v1/models and /v1/chat/completions", uri.path());
+    ApiError::new(StatusCode::NOT_FOUND, "route_not_found", message)
+}
+
+/// A path that is there, asked for in the wrong way: 405.
+pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{} does not take {method}", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+}
+
+/// A bug in a handler ends its request, not the agent.
+pub(crate) fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
+    tracing::error!("a request handler panicked");
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "failed to answer; the agent's log says why".into(),
+    )
+    .into_response()
+}

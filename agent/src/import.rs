@@ -1,0 +1,102 @@
+//! Bringing a local file into the registry under the local owner's key.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use fulmar_policy::audit::{Event, Outcome};
+use fulmar_policy::{Action, Permit, Principal};
+use fulmar_registry::ModelName;
+use fulmar_registry::catalog::{self, CatalogError};
+use fulmar_registry::import::{self, Imported};
+use serde_json::json;
+
+use crate::app::App;
+use crate::{models, state};
+
+/// Imports a GGUF file as `local/NAME:latest` and makes it active. Doing it again with the same
+/// file changes nothing.
+///
+/// # Errors
+/// What is wrong with the file, or what the registry refused.
+pub(crate) async fn serve_file(app: &Arc<App>, file: &Path) -> anyhow::Result<String> {
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("model");
+    let name = ModelName::new("local", &clean(stem), "latest")
+        .with_context(|| format!("make a model's name of {}", file.display()))?;
+    let permit =
+        app.policy().decide(&Principal::local(), Action::ModelInstall, &name.to_string())?;
+    app.models().registry().check_local_import()?;
+    let facts = models::facts(file).with_context(|| format!("read {}", file.display()))?;
+    let (registry, path) = (app.models().registry().clone(), file.to_owned());
+    let import = move || import::gguf_file(&registry, &path, &name, &facts);
+    let imported = tokio::task::spawn_blocking(import)
+        .await
+        .context("import the file")?
+        .with_context(|| format!("import {}", file.display()))?;
+    let name = imported.signed.name().to_string();
+    install_active(app, &permit, imported).await?;
+    Ok(name)
+}
+
+/// Installs and activates what the local owner signed, with its audit entry.
+async fn install_active(app: &Arc<App>, permit: &Permit, imported: Imported) -> anyhow::Result<()> {
+    let at_s = app.state().clock().now_s();
+    let registry = app.models().registry().clone();
+    let actor = permit.principal().audit_name();
+    app.state()
+        .store()
+        .write::<_, anyhow::Error, _>(move |tx| {
+            // Held until the catalog knows the blobs: no garbage collection takes them before.
+            let Imported { signed, hold: _hold } = imported;
+            catalog::install(tx, &signed, registry.blobs(), at_s)?;
+            let (name, digest) = (signed.name(), signed.digest());
+            let changed: Result<_, CatalogError> = catalog::activate(tx, name, &digest, at_s);
+            if changed? != catalog::Activated::Already {
+                let event = Event {
+                    at_s,
+                    actor: &actor,
+                    action: Action::ModelInstall.as_str(),
+                    resource: &name.to_string(),
+                    outcome: Outcome::Completed,
+                    opened: None,
+                    detail: json!({
+                        "digest": digest.to_string(),
+                        "authority": signed.authority(),
+                        "activated": true,
+                    }),
+                };
+                state::record(tx, &event)?;
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// A file's name as a model's: lower case, anything strange a dash.
+fn clean(stem: &str) -> String {
+    let dashed: String = stem
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' })
+        .collect();
+    let trimmed = dashed.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    if trimmed.is_empty() { "model".to_owned() } else { trimmed.chars().take(60).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_files_name_becomes_a_models_name() {
+        for (stem, name) in [
+            ("Qwen3-0.6B-Q8_0", "qwen3-0.6b-q8_0"),
+            ("my model (1)", "my-model--1"),
+            ("...", "model"),
+            ("模型", "model"),
+        ] {
+            assert_eq!(clean(stem), name);
+            assert!(ModelName::new("local", &clean(stem), "latest").is_ok(), "{stem}");
+        }
+    }
+}

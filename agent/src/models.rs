@@ -1,0 +1,376 @@
+//! From a name in a request to a model in the engine: found in the catalog, verified in this
+//! process, loaded within the budget.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use fulmar_inference::engine::{Engine, LoadRefused};
+use fulmar_inference::gguf::{Gguf, GgufError};
+use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
+use fulmar_registry::import::ModelFacts;
+use fulmar_registry::{
+    Authority, Digest, LoadError, ModelRef, ReferenceError, Registry, VerifiedModel,
+};
+use fulmar_store::Store;
+use serde::Serialize;
+use tokio::sync::Mutex;
+
+/// Why a model does not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ModelError {
+    /// The name cannot be read.
+    #[error("read the model's name {name:?}")]
+    Name {
+        /// The name asked for.
+        name: String,
+        /// What is wrong with it.
+        source: ReferenceError,
+    },
+    /// Nothing of that name is active here.
+    #[error("find model {name}: it is not active on this device; active are: {active}")]
+    NotInstalled {
+        /// The name asked for.
+        name: String,
+        /// What there is, for people.
+        active: String,
+    },
+    /// Its bytes are not what was signed.
+    #[error("verify model {name}")]
+    Verify {
+        /// The model.
+        name: String,
+        /// What is wrong.
+        source: Box<LoadError>,
+    },
+    /// The engine has no room for it now.
+    #[error("load model {name}: {reason}")]
+    NoRoom {
+        /// The model.
+        name: String,
+        /// What was asked, what is free, what would have to go.
+        reason: String,
+    },
+    /// The engine cannot run it.
+    #[error("load model {name}: {reason}")]
+    Load {
+        /// The model.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The catalog cannot be read.
+    #[error(transparent)]
+    Store(CatalogError),
+}
+
+/// An installed model, as people and programs see it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Installed {
+    /// `namespace/name:tag`.
+    pub(crate) name: String,
+    /// The part before the slash.
+    pub(crate) namespace: String,
+    /// The manifest's digest.
+    pub(crate) digest: String,
+    /// The weights' digest.
+    pub(crate) weights_digest: String,
+    /// `active`, `previous`, `candidate` or none.
+    pub(crate) slot: Option<Slot>,
+    /// Kept from garbage collection by a person.
+    pub(crate) pinned: bool,
+    /// Who says that it may run here.
+    pub(crate) authority: Authority,
+    /// The release counter.
+    pub(crate) release: u64,
+    /// `qwen3`, …
+    pub(crate) architecture: String,
+    /// Number of parameters.
+    pub(crate) parameters: u64,
+    /// `micro`, `small` or `medium`.
+    pub(crate) size_class: &'static str,
+    /// `Q8_0`, …
+    pub(crate) quantization: String,
+    /// Tokens.
+    pub(crate) context_tokens: u32,
+    /// SPDX expression.
+    pub(crate) license: String,
+    /// Bytes on disk.
+    pub(crate) size_bytes: u64,
+    /// Seconds since 1970.
+    pub(crate) installed_at_s: i64,
+    /// Why it failed, if it did.
+    pub(crate) failure: Option<String>,
+}
+
+impl From<catalog::Installed> for Installed {
+    fn from(model: catalog::Installed) -> Self {
+        let manifest = model.manifest;
+        Self {
+            name: manifest.name.to_string(),
+            namespace: manifest.name.namespace().to_owned(),
+            digest: model.digest.to_string(),
+            weights_digest: manifest.weights().map(|f| f.digest.to_string()).unwrap_or_default(),
+            slot: model.slot,
+            pinned: model.pinned,
+            authority: model.authority,
+            release: manifest.release,
+            size_bytes: manifest.size_bytes(),
+            architecture: manifest.architecture,
+            parameters: manifest.parameters,
+            size_class: manifest.size_class.as_str(),
+            quantization: manifest.quantization,
+            context_tokens: manifest.context_tokens,
+            license: manifest.license,
+            installed_at_s: model.installed_at_s,
+            failure: model.failure,
+        }
+    }
+}
+
+/// A model that the engine has, and who says that it may run.
+#[derive(Debug)]
+pub(crate) struct LoadedModel {
+    /// `namespace/name:tag`.
+    pub(crate) name: String,
+    /// The name in the engine: with the digest, so that two releases are two models.
+    pub(crate) engine_name: String,
+    /// The manifest's digest.
+    pub(crate) digest: Digest,
+    /// The weights' digest.
+    pub(crate) weights_digest: Digest,
+    /// Who says that it may run here.
+    pub(crate) authority: Authority,
+}
+
+/// The models of this device.
+#[derive(Debug)]
+pub(crate) struct Models {
+    store: Store,
+    registry: Registry,
+    engine: Engine,
+    /// Loaded models by engine name.
+    loaded: RwLock<HashMap<String, Arc<LoadedModel>>>,
+    /// Held while one is loaded, so that two requests do not load it twice.
+    loading: Mutex<()>,
+}
+
+impl Models {
+    pub(crate) fn new(store: Store, registry: Registry, engine: Engine) -> Self {
+        Self { store, registry, engine, loaded: RwLock::default(), loading: Mutex::default() }
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Everything installed.
+    pub(crate) async fn installed(&self) -> Result<Vec<Installed>, ModelError> {
+        let found: Result<_, CatalogError> =
+            self.store.read(|connection| catalog::list(connection, &Filter::default())).await;
+        Ok(found.map_err(ModelError::Store)?.into_iter().map(Installed::from).collect())
+    }
+
+    /// The full name that a request's name stands for: the name itself, or the one active model
+    /// that it is the beginning of (`fulmar/demo`, `demo`).
+    pub(crate) async fn resolve(&self, name: &str) -> Result<String, ModelError> {
+        let active: Vec<String> = self
+            .installed()
+            .await?
+            .into_iter()
+            .filter(|model| model.slot == Some(Slot::Active))
+            .map(|model| model.name)
+            .collect();
+        let exact = name
+            .parse::<ModelRef>()
+            .map(|reference| reference.name.to_string())
+            .map_err(|source| ModelError::Name { name: name.to_owned(), source });
+        if let Ok(exact) = &exact
+            && active.contains(exact)
+        {
+            return Ok(name
+                .split_once('@')
+                .map_or(exact.clone(), |(_, digest)| format!("{exact}@{digest}")));
+        }
+        let means = |full: &String| {
+            let without_tag = full.split(':').next().unwrap_or(full);
+            without_tag == name || without_tag.split('/').next_back() == Some(name)
+        };
+        let mut meant = active.iter().filter(|full| means(full));
+        match (meant.next(), meant.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            _ => {
+                let name = exact?;
+                let active = if active.is_empty() { "none".to_owned() } else { active.join(", ") };
+                Err(ModelError::NotInstalled { name, active })
+            }
+        }
+    }
+
+    /// One installed model.
+    pub(crate) async fn find(&self, name: &str) -> Result<Installed, ModelError> {
+        Ok(self.entry(name).await?.into())
+    }
+
+    async fn entry(&self, name: &str) -> Result<catalog::Installed, ModelError> {
+        let reference: ModelRef =
+            name.parse().map_err(|source| ModelError::Name { name: name.to_owned(), source })?;
+        let found: Result<_, CatalogError> =
+            self.store.read(move |connection| catalog::find(connection, &reference)).await;
+        found.map_err(|error| match error {
+            CatalogError::NotInstalled { .. } | CatalogError::NotActive { .. } => {
+                ModelError::NotInstalled {
+                    name: name.to_owned(),
+                    active: "none of this name".into(),
+                }
+            }
+            error => ModelError::Store(error),
+        })
+    }
+
+    /// The model in the engine, loaded now if it was not. `name` is a resolved one.
+    ///
+    /// Its bytes are verified in this process before the engine sees any of them.
+    pub(crate) async fn loaded(&self, name: &str) -> Result<Arc<LoadedModel>, ModelError> {
+        let entry = self.entry(name).await?;
+        let reference = ModelRef { name: entry.name().clone(), digest: Some(entry.digest) };
+        if let Some(model) = self.map().get(&reference.to_string()) {
+            return Ok(Arc::clone(model));
+        }
+        let registry = self.registry.clone();
+        let wanted = reference.clone();
+        // Hashing gigabytes must not hold up the runtime's threads.
+        let verified = tokio::task::spawn_blocking(move || registry.verified_model(&wanted)).await;
+        let full_name = reference.name.to_string();
+        let verified = match verified {
+            Ok(verified) => verified.map_err(|source| ModelError::Verify {
+                name: full_name,
+                source: Box::new(source),
+            })?,
+            Err(_) => {
+                let reason = "the verification was cut off".into();
+                return Err(ModelError::Load { name: full_name, reason });
+            }
+        };
+        self.load_verified(verified).await
+    }
+
+    /// Gives a verified model to the engine, unless the engine has it.
+    pub(crate) async fn load_verified(
+        &self,
+        verified: VerifiedModel,
+    ) -> Result<Arc<LoadedModel>, ModelError> {
+        let name = verified.manifest.name.to_string();
+        let engine_name = format!("{name}@{}", verified.digest);
+        let _one_at_a_time = self.loading.lock().await;
+        if let Some(model) = self.map().get(&engine_name) {
+            return Ok(Arc::clone(model));
+        }
+        let refused = |reason: String| ModelError::Load { name: name.clone(), reason };
+        let gguf = Gguf::from_file(verified.weights.file, &name)
+            .map_err(|error: GgufError| refused(error.to_string()))?;
+        match self.engine.load(&engine_name, gguf).await {
+            // Loaded behind our back is loaded.
+            Ok(_) | Err(LoadRefused::AlreadyLoaded { .. }) => {}
+            Err(error @ (LoadRefused::OverBudget { .. } | LoadRefused::Measured { .. })) => {
+                return Err(ModelError::NoRoom { name, reason: error.to_string() });
+            }
+            Err(error) => return Err(refused(format!("{:#}", anyhow::Error::new(error)))),
+        }
+        let model = Arc::new(LoadedModel {
+            name,
+            engine_name: engine_name.clone(),
+            digest: verified.digest,
+            weights_digest: verified.weights.digest,
+            authority: verified.authority,
+        });
+        self.map_mut().insert(engine_name, Arc::clone(&model));
+        Ok(model)
+    }
+
+    /// Forgets that a model is loaded: the engine made room, or its keep-alive ended.
+    pub(crate) fn forget(&self, model: &LoadedModel) {
+        self.map_mut().remove(&model.engine_name);
+    }
+
+    /// Takes a model out of the engine.
+    pub(crate) async fn unload(&self, model: &LoadedModel) {
+        self.forget(model);
+        // Not loaded any more is what is wanted.
+        let _ = self.engine.unload(&model.engine_name).await;
+    }
+
+    /// Releases that the engine may hold.
+    pub(crate) fn running(&self) -> BTreeSet<Digest> {
+        self.map().values().map(|model| model.digest).collect()
+    }
+
+    /// Takes out of the engine what is no longer active.
+    pub(crate) async fn unload_inactive(&self) -> Result<(), ModelError> {
+        let active: Vec<String> = self
+            .installed()
+            .await?
+            .into_iter()
+            .filter(|model| model.slot == Some(Slot::Active))
+            .map(|model| format!("{}@{}", model.name, model.digest))
+            .collect();
+        let gone: Vec<Arc<LoadedModel>> =
+            self.map().values().filter(|m| !active.contains(&m.engine_name)).cloned().collect();
+        for model in gone {
+            self.unload(&model).await;
+        }
+        Ok(())
+    }
+
+    // Each change of the map is one operation: whole whatever panics.
+    fn map(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Arc<LoadedModel>>> {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn map_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<LoadedModel>>> {
+        self.loaded.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a GGUF file says about itself, for its manifest.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(crate) fn facts(path: &Path) -> Result<ModelFacts, GgufError> {
+    let gguf = Gguf::open(path)?;
+    let text = |key: &str| -> Result<String, GgufError> {
+        Ok(gguf.str(key)?.unwrap_or_default().to_owned())
+    };
+    let architecture = text("general.architecture")?;
+    let parameters =
+        gguf.tensors().iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum();
+    let context_tokens = gguf.u32(&format!("{architecture}.context_length"))?.unwrap_or(0);
+    Ok(ModelFacts {
+        parameters,
+        quantization: quantization(&gguf),
+        context_tokens,
+        license: text("general.license")?,
+        template: if gguf.value("tokenizer.chat_template").is_some() {
+            "in the weights".into()
+        } else {
+            String::new()
+        },
+        architecture,
+        ..ModelFacts::default()
+    })
+}
+
+/// The tensor type that holds most of the parameters.
+fn quantization(gguf: &Gguf) -> String {
+    let mut sizes: HashMap<&'static str, u64> = HashMap::new();
+    for tensor in gguf.tensors() {
+        *sizes.entry(tensor.ty.name()).or_default() +=
+            tensor.shape.iter().product::<usize>() as u64;
+    }
+    let largest = sizes.into_iter().max_by_key(|(_, size)| *size);
+    largest.map_or_else(String::new, |(name, _)| name.to_owned())
+}
