@@ -119,7 +119,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     wait_active(&state.socket(), &release, &mut report).await?;
 
     report.step("a question");
-    let mint = token::Mint { subject: "quickstart".into(), hours: 24 * 30, ..token::Mint::default() };
+    let mint =
+        token::Mint { subject: "quickstart".into(), hours: 24 * 30, ..token::Mint::default() };
     let minting = std::sync::Arc::clone(&state);
     let (app_token, _) =
         tokio::task::spawn_blocking(move || token::mint(&minting, &mint)).await??;
@@ -250,10 +251,7 @@ async fn start_agent(dir: &Path, ports: Ports) -> anyhow::Result<Process> {
 }
 
 /// Joins the fleet, unless the device is a member.
-async fn join(
-    state: &std::sync::Arc<State>,
-    console: &Console,
-) -> anyhow::Result<String> {
+async fn join(state: &std::sync::Arc<State>, console: &Console) -> anyhow::Result<String> {
     if let Some(identity) = fulmar_sync::Identity::load(&state.identity_path())? {
         return Ok(identity.device_id);
     }

@@ -130,32 +130,34 @@ async fn stdin_closed() {
 /// Records the start, and closes what an earlier process left open when it was cut off.
 async fn begin(app: &App) -> anyhow::Result<()> {
     let at_s = app.state().clock().now_s();
-    app.state().store().write::<_, AuditError, _>(move |tx| {
-        for entry in audit::unfinished(tx)? {
-            let event = Event {
-                at_s,
-                actor: "system",
-                action: &entry.action,
-                resource: &entry.resource,
-                outcome: Outcome::Failed,
-                opened: Some(entry.seq),
-                detail: json!({ "reason": "the agent stopped before this ended" }),
-            };
-            state::record(tx, &event)?;
-        }
-        record_system(tx, at_s, "agent.start", json!({ "version": env!("CARGO_PKG_VERSION") }))
-    })
-    .await?;
+    app.state()
+        .store()
+        .write::<_, AuditError, _>(move |tx| {
+            for entry in audit::unfinished(tx)? {
+                let event = Event {
+                    at_s,
+                    actor: "system",
+                    action: &entry.action,
+                    resource: &entry.resource,
+                    outcome: Outcome::Failed,
+                    opened: Some(entry.seq),
+                    detail: json!({ "reason": "the agent stopped before this ended" }),
+                };
+                state::record(tx, &event)?;
+            }
+            record_system(tx, at_s, "agent.start", json!({ "version": env!("CARGO_PKG_VERSION") }))
+        })
+        .await?;
     app.state().sign_audit_log().await?;
     Ok(())
 }
 
 async fn end(app: &App) -> anyhow::Result<()> {
     let at_s = app.state().clock().now_s();
-    app.state().store().write::<_, AuditError, _>(move |tx| {
-        record_system(tx, at_s, "agent.stop", json!({}))
-    })
-    .await?;
+    app.state()
+        .store()
+        .write::<_, AuditError, _>(move |tx| record_system(tx, at_s, "agent.stop", json!({})))
+        .await?;
     app.state().sign_audit_log().await?;
     Ok(())
 }

@@ -41,11 +41,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
         dir,
         stay: if args.once { Stay::Once } else { Stay::UntilInterrupted },
         format: if args.json { Format::Json } else { Format::Prose },
-        ports: Ports {
-            api: args.api_port,
-            console: args.console_port,
-            device: args.device_port,
-        },
+        ports: Ports { api: args.api_port, console: args.console_port, device: args.device_port },
     };
     super::runtime()?.block_on(quickstart::run(options))?;
     Ok(ExitCode::SUCCESS)

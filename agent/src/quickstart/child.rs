@@ -58,7 +58,10 @@ impl Process {
             let log = std::fs::read_to_string(log).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(5).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
-            anyhow::bail!("start the {name}: it did not become ready; it said:\n{}", tail.join("\n"));
+            anyhow::bail!(
+                "start the {name}: it did not become ready; it said:\n{}",
+                tail.join("\n")
+            );
         };
         Ok(Self { name, child, ready })
     }

@@ -42,9 +42,10 @@ impl Report {
             Format::Json => ProgressBar::hidden(),
             Format::Prose => ProgressBar::new_spinner(),
         };
-        bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| {
-            ProgressStyle::default_spinner()
-        }));
+        bar.set_style(
+            ProgressStyle::with_template("{spinner} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
         Self { format, bar }
     }
 
