@@ -63,6 +63,9 @@ struct Serve {
     /// When ready, print one line of JSON to standard output: device_url and console_url.
     #[arg(long)]
     ready_json: bool,
+    /// Stop when standard input closes: for programs that start this one.
+    #[arg(long)]
+    until_stdin_closes: bool,
     /// Log lines as JSON.
     #[arg(long)]
     log_json: bool,
@@ -127,7 +130,17 @@ fn serve(args: Serve) -> anyhow::Result<ExitCode> {
         .build()
         .context("start the runtime")?;
     runtime.block_on(async {
-        let stop = stop_signal().context("listen for signals")?;
+        let signal = stop_signal().context("listen for signals")?;
+        let closed = args.until_stdin_closes.then(stdin_closed);
+        let stop = async move {
+            match closed {
+                None => signal.await,
+                Some(closed) => tokio::select! {
+                    () = signal => {}
+                    _ = closed => {}
+                },
+            }
+        };
         let running = crate::serve(config, stop).await?;
         if args.ready_json {
             let ready = serde_json::json!({
@@ -161,6 +174,17 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
         }
         notify(sd_notify::NotifyState::Stopping);
     })
+}
+
+/// Completes when standard input ends. The thread ends with the process: a task of the runtime
+/// would hold its end up.
+fn stdin_closed() -> tokio::sync::oneshot::Receiver<()> {
+    let (told, closed) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = told.send(());
+    });
+    closed
 }
 
 fn log_to_stderr(json: bool) {
