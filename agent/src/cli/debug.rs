@@ -4,6 +4,7 @@
 //! this program with others and for finding out what a file is, on a machine one owns.
 
 mod check;
+mod generate;
 mod greedy;
 mod lines;
 mod logits;
@@ -27,6 +28,8 @@ enum Command {
     Logits(logits::Args),
     /// Continue prompts by the likeliest token: JSON lines in and out.
     Greedy(greedy::Args),
+    /// Continue prompts by the likeliest token through the whole engine: JSON lines in and out.
+    Generate(generate::Args),
     /// Read, plan and load a model file and compute one step; exit 1 and say why if it is refused.
     Check(check::Args),
     /// Text to token ids: JSON lines `{text}` in, `{ids}` out; no specials added, none parsed.
@@ -42,6 +45,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Logits(args) => logits::run(args),
         Command::Greedy(args) => greedy::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Check(args) => check::run(args),
         Command::Tokenize(args) => tokens::tokenize(args),
         Command::Detokenize(args) => tokens::detokenize(args),

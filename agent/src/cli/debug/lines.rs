@@ -17,6 +17,27 @@ pub(super) fn answer<In: DeserializeOwned, Out: Serialize>(
     answer_between(input, output, answer)
 }
 
+/// Reads all lines of standard input.
+pub(super) fn read<In: DeserializeOwned>() -> anyhow::Result<Vec<In>> {
+    let mut all = Vec::new();
+    let sink = std::io::sink();
+    answer_between(std::io::stdin().lock(), sink, |given: In| {
+        all.push(given);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Writes a line to standard output for each answer.
+pub(super) fn write<Out: Serialize>(answers: &[Out]) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    for answer in answers {
+        serde_json::to_writer(&mut output, answer).context("write standard output")?;
+        writeln!(output).context("write standard output")?;
+    }
+    output.flush().context("write standard output")
+}
+
 fn answer_between<In: DeserializeOwned, Out: Serialize>(
     mut input: impl BufRead,
     mut output: impl Write,

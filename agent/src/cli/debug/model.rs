@@ -6,6 +6,7 @@ use anyhow::Context;
 use fulmar_inference::backend::{
     self, BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, Rows, Span, StepOutput,
 };
+use fulmar_inference::engine::BackendChoice;
 use fulmar_inference::gguf::Gguf;
 use fulmar_inference::model::Architecture;
 use fulmar_optimize::TensorType;
@@ -44,7 +45,14 @@ pub(super) struct Compute {
 }
 
 impl Compute {
-    fn kv_type(&self) -> KvType {
+    /// The same as an engine's option.
+    pub(super) fn choice(&self) -> BackendChoice {
+        match self.backend {
+            BackendName::Candle => BackendChoice::Candle,
+        }
+    }
+
+    pub(super) fn kv_type(&self) -> KvType {
         match (self.kv, self.backend) {
             (Some(Kv::F32), _) | (None, BackendName::Candle) => KvType::F32,
             (Some(Kv::F16), _) => KvType::F16,
