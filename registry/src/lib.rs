@@ -4,6 +4,7 @@ pub mod admission;
 pub mod blobs;
 pub mod catalog;
 pub mod digest;
+pub mod fetch;
 pub mod gc;
 pub mod import;
 pub mod manifest;

@@ -39,7 +39,7 @@ mod transport;
 
 pub use clock::SignedClock;
 pub use desired::{Desired, DesiredModel, load as desired};
-pub use download::{DownloadError, Downloader, Limits, LinkCost, Pace};
+pub use download::{DownloadError, Downloader, Limits, LinkCost};
 pub use enroll::{EnrollError, Enrollment, enroll};
 pub use identity::{Identity, IdentityError};
 pub use outbox::record;

@@ -115,8 +115,7 @@ impl StepError {
     fn is_offline(&self) -> bool {
         match self {
             Self::Manifest(error) => error.is_offline(),
-            Self::Download(DownloadError::Transport { source, .. }) => source.is_offline(),
-            Self::Download(DownloadError::GivenUp { .. }) => true,
+            Self::Download(error) => error.is_offline(),
             _ => false,
         }
     }

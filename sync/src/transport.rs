@@ -282,7 +282,7 @@ fn client(base: &str, tls: rustls::ClientConfig) -> Result<reqwest::Client, Tran
 }
 
 /// reqwest's own text says little; what happened is in its sources.
-pub(crate) fn unreachable(base: &str, error: &reqwest::Error) -> TransportError {
+fn unreachable(base: &str, error: &reqwest::Error) -> TransportError {
     let mut reason = String::new();
     let mut source = error.source();
     while let Some(error) = source {
