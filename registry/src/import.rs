@@ -18,6 +18,13 @@ use crate::manifest::{
 };
 use crate::{CatalogError, ModelName, OwnerError, Registry, Signed, catalog};
 
+pub mod hugging_face;
+pub mod oci;
+pub mod ollama;
+mod remote;
+
+pub use remote::{Network, Remote, RemoteError, RemoteFile, Resolved, complete};
+
 /// Media type of a GGUF file.
 pub const GGUF_MEDIA_TYPE: &str = "application/vnd.fulmar.gguf";
 
@@ -195,3 +202,6 @@ fn file_name(path: &Path) -> String {
     name.filter(|name| !name.chars().any(|c| c.is_control() || c == '\\'))
         .unwrap_or_else(|| "model.gguf".to_owned())
 }
+
+#[cfg(test)]
+mod tests;
