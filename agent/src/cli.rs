@@ -11,6 +11,7 @@ pub(crate) mod output;
 mod quantize;
 #[cfg(all(feature = "control-plane", feature = "demo-model"))]
 mod quickstart;
+mod registry;
 mod run;
 mod serve;
 mod status;
@@ -111,6 +112,8 @@ enum Command {
     Convert(convert::Args),
     /// Make the weights of a GGUF file smaller.
     Quantize(quantize::Args),
+    /// The owner's registry: keys, releases, teams, signatures.
+    Registry(registry::Args),
     /// Look inside: logits, tokens, templates, files.
     Debug(debug::Args),
 }
@@ -150,6 +153,7 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::ControlPlane(args) => fulmar_control::cli::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Registry(args) => registry::run(args),
         Command::Debug(args) => debug::run(args),
     }
 }

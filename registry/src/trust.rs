@@ -18,6 +18,7 @@ mod envelope;
 mod error;
 mod explain;
 mod key;
+mod keyfile;
 mod metadata;
 mod pattern;
 mod refresh;
@@ -32,6 +33,7 @@ pub use date::Date;
 pub use error::TrustError;
 pub use explain::{Finding, Severity, explain};
 pub use key::{KeyValue, PublicKey};
+pub use keyfile::KeyFile;
 pub use metadata::{
     DelegatedRole, Delegations, FileMeta, Header, RoleKeys, Root, Snapshot, TargetEntry, Targets,
     Timestamp,
