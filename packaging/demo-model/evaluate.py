@@ -36,7 +36,7 @@ def pack(cases: list) -> tuple[torch.Tensor, torch.Tensor]:
 def exact_match(model: Qwen3, tokenizer, split: str, kind: str, count: int, start: int = 0) -> tuple[float, list]:
     """Share of cases `start..start+count` answered exactly, and the messages of those that are not."""
     device = next(model.parameters()).device
-    cases = [case(split, start + i, kind) for i in range(count)]
+    cases = [case(split, start + i, kind, go_on=False) for i in range(count)]
     encoded = [T.encode_case(tokenizer, c["messages"]) for c in cases]
     order = sorted(range(count), key=lambda i: len(encoded[i][0]))
     wrong = []

@@ -203,8 +203,11 @@ def _distinct(rng: random.Random, count: int, make) -> list:
     return found
 
 
-def table(rng: random.Random, split: str) -> tuple[str, str]:
-    """A small table, a question about it, and the answer as it stands in the table."""
+def table(rng: random.Random, split: str, questions: int = 1) -> list[tuple[str, str]]:
+    """A small table with questions about it; the answers stand in the table.
+
+    The first question comes with the table, further ones alone.
+    """
     names = _distinct(rng, rng.choice((2, 3, 3, 4)), lambda: component(rng, split))
     metrics = _distinct(rng, rng.choice((1, 2, 2, 3)), lambda: _word(rng, split, P.METRICS, 0.3))
     units = [None if rng.random() < 0.35 else rng.choice(P.UNITS) for _ in metrics]
@@ -216,24 +219,29 @@ def table(rng: random.Random, split: str) -> tuple[str, str]:
             else _distinct(rng, len(names), lambda u=unit: _cell(rng, split, u))
         )
     cells = [list(row) for row in zip(*columns)]
+    exchanges = [_question(rng, split, names, metrics, cells) for _ in range(questions)]
+    first, answer = exchanges[0]
+    exchanges[0] = (_layout(rng, names, metrics, cells) + "\n" + first, answer)
+    return exchanges
+
+
+def _question(rng: random.Random, split: str, names: list, metrics: list, cells: list) -> tuple[str, str]:
     row, column = rng.randrange(len(names)), rng.randrange(len(metrics))
     slots = {"n": names[row], "m": metrics[column], "s": cells[row][column]}
     everything = [c for r in cells for c in r]
     form = rng.random()
     if form < 0.55:
-        question, answer = rng.choice(P.LOOKUPS[split]), slots["s"]
-    elif form < 0.80 and everything.count(slots["s"]) == 1:
-        question, answer = rng.choice(P.WHICH[split]), slots["n"]
+        return rng.choice(P.LOOKUPS[split]).format(**slots), slots["s"]
+    if form < 0.80 and everything.count(slots["s"]) == 1:
+        return rng.choice(P.WHICH[split]).format(**slots), slots["n"]
+    yes = rng.random() < 0.5
+    others = [r[column] for r in cells if r[column] != slots["s"]]
+    if not yes and others:
+        slots["s"] = rng.choice(others)
     else:
-        yes = rng.random() < 0.5
-        others = [c for c in columns[column] if c != slots["s"]]
-        if not yes and others:
-            slots["s"] = rng.choice(others)
-        elif not yes:
-            yes = True
-        asked = P.IS_IT[split] if len(metrics) == 1 else [q for q in P.IS_IT[split] if "{m}" in q] or ["Is the {m} of {n} {s}?"]
-        question, answer = rng.choice(asked), "yes" if yes else f"no, {cells[row][column]}"
-    return _layout(rng, names, metrics, cells) + "\n" + question.format(**slots), answer
+        yes = True
+    asked = P.IS_IT[split] if len(metrics) == 1 else [q for q in P.IS_IT[split] if "{m}" in q] or ["Is the {m} of {n} {s}?"]
+    return rng.choice(asked).format(**slots), "yes" if yes else f"no, {cells[row][column]}"
 
 
 def chat(rng: random.Random, split: str) -> tuple[str, str]:
@@ -244,27 +252,32 @@ def chat(rng: random.Random, split: str) -> tuple[str, str]:
     return _spoken(rng, text.format(x=x, n=rng.randint(1, 99)), rng.random() < 0.6), reply
 
 
-_MAKERS = {"command": command, "triage": triage, "table": table, "chat": chat}
+_MAKERS = {"command": command, "triage": triage, "chat": chat}
 _SHARES = (0.36, 0.26, 0.33, 0.05)
 # In the second part tables, which are learned last, come more often.
-_SHARES_LATER = (0.28, 0.20, 0.46, 0.06)
+_SHARES_LATER = (0.26, 0.17, 0.51, 0.06)
 
 
-def case(split: str, index: int, kind: str | None = None) -> dict:
+def case(split: str, index: int, kind: str | None = None, go_on: bool = True) -> dict:
     """Case `index` of a split: `{"kind", "messages": [{"role", "content"}, ...]}`.
 
-    Held-out cases are single exchanges; one training case in twelve goes on for a second one.
+    Held-out cases are single exchanges, and all without `go_on`. Training cases may go on, those
+    about a table mostly: each further question teaches as much as the first and costs little.
     """
     rng = random.Random(f"fulmar-demo/{split}/{kind}/{index}")
     kind = kind or rng.choices(KINDS, _SHARES_LATER if FRAGMENTS else _SHARES)[0]
     messages = []
     if rng.random() < 0.25:
         messages.append({"role": "system", "content": rng.choice(P.SYSTEMS[split])})
-    turns = 2 if split == "train" and kind != "table" and rng.random() < 0.12 else 1
-    for turn in range(turns):
-        if turn == 1:
+    go_on = go_on and split == "train"
+    if kind == "table":
+        exchanges = table(rng, split, rng.choice((1, 4, 6, 8)) if go_on else 1)
+    else:
+        exchanges = [_MAKERS[kind](rng, split)]
+        if go_on and rng.random() < 0.12:
             kind = rng.choice(("command", "triage", "chat"))
-        asked, answer = _MAKERS[kind](rng, split)
+            exchanges.append(_MAKERS[kind](rng, split))
+    for asked, answer in exchanges:
         messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return {"kind": kind, "messages": messages}
 

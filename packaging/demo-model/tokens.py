@@ -4,10 +4,14 @@ Merges are learned on bare words and on runs of punctuation, so a word is cut th
 it stands: after a space, in a quoted JSON string, at a line's start. That is what lets a small model
 copy a name it has never seen. Words of the templates get one token together with their space, by
 merges placed after all others.
+
+`python tokens.py` learns it anew from the training cases and writes `tokenizer.json`; a model fits
+only the tokenizer it was trained with.
 """
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import regex
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -19,6 +23,7 @@ QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L
 SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 SPACE = "\u0120"
 SAMPLES = 60_000
+FILE = Path(__file__).parent / "tokenizer.json"
 NAMES = {
     part
     for one in (P.DEVICES, P.ADJECTIVES, P.PLACES, P.COMPONENTS, P.METRICS, P.STATES, P.PROPERTIES)
@@ -75,6 +80,11 @@ def train(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def load() -> Tokenizer:
+    """The committed tokenizer."""
+    return Tokenizer.from_file(str(FILE))
+
+
 def encode_case(tokenizer: Tokenizer, messages: list) -> tuple[list[int], list[bool]]:
     """Token ids of a conversation as the chat template renders it, and which of them are answers.
 
@@ -87,3 +97,7 @@ def encode_case(tokenizer: Tokenizer, messages: list) -> tuple[list[int], list[b
         ids += [tokenizer.token_to_id(f"<|{message['role']}|>"), *body]
         answer += [False, *[message["role"] == "assistant"] * len(body)]
     return ids, answer
+
+
+if __name__ == "__main__":
+    train(4096).save(str(FILE))

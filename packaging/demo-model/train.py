@@ -132,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = Shape(max_position_embeddings=CONTEXT)
-    tokenizer = T.train(shape.vocab_size)
+    tokenizer = T.load()
     model = Qwen3(shape)
     initialise(model)
     model.to(device)
