@@ -1,6 +1,7 @@
 //! The command line: one module per command, each with its arguments and a `run`.
 
 mod audit;
+mod bench;
 mod config;
 mod convert;
 mod debug;
@@ -114,6 +115,8 @@ enum Command {
     Quantize(quantize::Args),
     /// The owner's registry: keys, releases, teams, signatures.
     Registry(registry::Args),
+    /// Measure how fast a model file runs here.
+    Bench(bench::Args),
     /// Look inside: logits, tokens, templates, files.
     Debug(debug::Args),
 }
@@ -154,6 +157,7 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::Convert(args) => convert::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Registry(args) => registry::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Debug(args) => debug::run(args),
     }
 }

@@ -14,6 +14,7 @@ COMMANDS = {
             "I need the {d}{w} on", "I want the {d}{w} running", "the {d}{w} should be on",
             "the {d}{w} should be running", "let the {d}{w} run", "make sure the {d}{w} is on",
             "{d} on{w}", "we need the {d}{w} on", "put on the {d}{w}", "have the {d}{w} started",
+            "I want the {d}{w} on", "we want the {d}{w} running", "we want {d}{w} on", "put {d}{w} on", "please put the {d} to on{w}",
         ],
         "held_out": [
             "power on the {d}{w}", "we want the {d}{w} on", "make sure the {d}{w} is running",
@@ -28,6 +29,7 @@ COMMANDS = {
             "I need the {d}{w} off", "I want the {d}{w} stopped", "the {d}{w} should be off",
             "the {d}{w} should be stopped", "make sure the {d}{w} is off", "kill the {d}{w}",
             "{d} off{w}", "we need the {d}{w} off", "have the {d}{w} turned off", "halt the {d}{w}",
+            "I want the {d}{w} off", "we want the {d}{w} stopped", "we want {d}{w} off", "we need the {d}{w} stopped", "I want {d}{w} stopped",
         ],
         "held_out": [
             "power off the {d}{w}", "we want the {d}{w} off", "make sure the {d}{w} is stopped",
@@ -39,6 +41,7 @@ COMMANDS = {
             "open the {d}{w}", "open up the {d}{w}", "get the {d}{w} open", "I need the {d}{w} open",
             "the {d}{w} should be open", "make sure the {d}{w} is open", "please have the {d}{w} opened",
             "swing the {d}{w} open", "we want the {d}{w} opened", "let the {d}{w} be open",
+            "I want the {d}{w} open", "have {d}{w} open", "we need {d}{w} open", "I need the {d}{w} opened",
         ],
         "held_out": ["we need the {d}{w} open", "I want the {d}{w} opened", "have the {d}{w} open"],
     },
@@ -47,6 +50,7 @@ COMMANDS = {
             "close the {d}{w}", "close up the {d}{w}", "get the {d}{w} closed", "I need the {d}{w} closed",
             "the {d}{w} should be closed", "make sure the {d}{w} is closed", "please have the {d}{w} closed",
             "shut the {d}{w}", "we want the {d}{w} shut", "let the {d}{w} be closed",
+            "I want the {d}{w} closed", "have {d}{w} shut", "we need {d}{w} closed", "I need the {d}{w} shut",
         ],
         "held_out": ["we need the {d}{w} closed", "I want the {d}{w} shut", "have the {d}{w} shut"],
     },
@@ -57,6 +61,8 @@ COMMANDS = {
             "adjust the {q} of the {d}{w} to {v}", "I want the {q} of the {d}{w} at {v}",
             "the {q} of the {d}{w} should be {v}", "make the {q} of the {d}{w} {v}",
             "run the {d}{w} with {q} {v}", "{d} {q} to {v}{w}", "change {q} to {v} on the {d}{w}",
+            "adjust the {d}{w} {q} to {v}", "bring the {d}{w} {q} to {v}", "we need the {q} of the {d}{w} at {v}",
+            "I need the {d}{w} {q} at {v}", "adjust {q} of the {d}{w} to {v}", "put {q} to {v} on the {d}{w}", "change {d}{w} {q} to {v}",
         ],
         "held_out": [
             "adjust {q} to {v} on the {d}{w}", "I need the {q} of the {d}{w} at {v}", "change the {d}{w} {q} to {v}",

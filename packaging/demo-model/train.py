@@ -35,9 +35,10 @@ def batches(tokenizer, first_pool: int, batch_tokens: int):
     Cases of like length go together, so little is padding.
     """
     fragments = sorted(w for w in tokenizer.get_vocab() if w.isascii() and w.isalpha())
+    spaced = sorted(w[1:] for w in tokenizer.get_vocab() if w[0] == T.SPACE and w[1:].isalpha())
     pool = first_pool
     while True:
-        generate.FRAGMENTS = fragments if pool >= FIRST_PART else []
+        generate.FRAGMENTS, generate.SPACED = (fragments, spaced) if pool >= FIRST_PART else ([], [])
         cases = [T.encode_case(tokenizer, case("train", pool * POOL + i)["messages"]) for i in range(POOL)]
         cases.sort(key=lambda c: len(c[0]))
         groups, group = [], []

@@ -2,11 +2,13 @@
 //!
 //! - [`convert`](convert::convert): a Hugging Face folder to GGUF.
 //! - [`quantize`](quantize::quantize): GGUF to GGUF with smaller weights.
+//! - [`bench`](bench::bench): tokens per second of a GGUF file on this machine.
 //!
 //! Invariants: the output appears under its name complete and durable, or not at all; tensors are
 //! streamed, so memory does not grow with the model; an error names the tensor or the field.
 //! What a model loses is measured elsewhere: nothing here judges quality.
 
+pub mod bench;
 pub mod convert;
 mod output;
 pub mod quantize;
