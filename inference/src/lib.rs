@@ -2,6 +2,7 @@
 //! constrained output.
 
 pub mod backend;
+pub mod chat;
 pub mod constraint;
 pub mod engine;
 pub mod gguf;

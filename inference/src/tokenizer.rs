@@ -230,14 +230,27 @@ impl Tokenizer {
     /// [`Special::Parse`]: a [`SHIELD`] inside keeps the text of reserved tokens from being taken
     /// for the tokens, and is dropped by the encoding.
     pub fn shield<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        self.shield_where(text, |_| true)
+    }
+
+    /// The same for control tokens only, not for the mark-up of [`Tokenizer::is_reserved`].
+    pub fn shield_control<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        self.shield_where(text, |id| self.is_control(id))
+    }
+
+    fn shield_where<'a>(&self, text: &'a str, chosen: impl Fn(u32) -> bool) -> Cow<'a, str> {
         let mut text: Cow<'a, str> =
             if text.contains(SHIELD) { text.replace(SHIELD, "").into() } else { text.into() };
         let mut from = 0;
         while let Some(found) = self.special.find_reserved(&text[from..]) {
             let first = text[from + found.start..].chars().next().map_or(1, char::len_utf8);
             let at = from + found.start + first;
-            text.to_mut().insert(at, SHIELD);
-            from = at + SHIELD.len_utf8();
+            if chosen(found.id) {
+                text.to_mut().insert(at, SHIELD);
+                from = at + SHIELD.len_utf8();
+            } else {
+                from += found.end;
+            }
         }
         text
     }

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use fulmar_inference::chat::{ChatTemplate, RenderInput};
 use fulmar_inference::gguf::Gguf;
 use fulmar_inference::tokenizer::{Special, Tokenizer};
 
@@ -105,5 +106,59 @@ fn whole_prompts_become_the_references_ids_and_answers_its_bytes() {
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(hex, row["greedy_bytes_hex"].as_str().unwrap(), "{folder}");
         }
+    }
+}
+
+#[test]
+fn conversations_render_as_transformers_renders_them() {
+    for path in files("chat", ".jinja") {
+        let source = std::fs::read_to_string(&path).unwrap();
+        let rows = std::fs::read_to_string(path.with_extension("json")).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&rows).unwrap();
+        for row in rows {
+            let text = |key: &str| row[key].as_str().unwrap_or_default();
+            let template =
+                ChatTemplate::from_source(&source, text("bos_token"), text("eos_token")).unwrap();
+            let rendered = template.render(&RenderInput {
+                messages: row["messages"].as_array().unwrap(),
+                tools: Some(&row["tools"]),
+                kwargs: &row["kwargs"],
+                add_generation_prompt: row["add_generation_prompt"] == true,
+                now_s: 0,
+            });
+            let place = format!("{}: {}", path.display(), row["name"]);
+            match row["expected"].as_str() {
+                Some(expected) => assert_eq!(rendered.unwrap(), expected, "{place}"),
+                None => {
+                    let refused = rendered.unwrap_err().to_string();
+                    let expected = text("error").split_once(": ").unwrap().1;
+                    assert!(refused.ends_with(expected), "{place}: {refused}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn templates_in_malformed_files_end() {
+    for path in files("badgguf", ".gguf") {
+        let Ok(gguf) = Gguf::open(&path) else { continue };
+        let started = std::time::Instant::now();
+        let result = Tokenizer::from_gguf(&gguf).map_err(|error| error.to_string());
+        let result = result.and_then(|tokenizer| {
+            let template = ChatTemplate::from_gguf(&gguf, &tokenizer).map_err(|e| e.to_string())?;
+            let Some(template) = template else { return Ok(String::new()) };
+            let messages = [serde_json::json!({"role": "user", "content": "Hello"})];
+            let input = RenderInput {
+                messages: &messages,
+                tools: None,
+                kwargs: &serde_json::Value::Null,
+                add_generation_prompt: true,
+                now_s: 0,
+            };
+            template.render(&input).map_err(|error| error.to_string())
+        });
+        println!("{}: {result:?} in {:?}", path.display(), started.elapsed());
+        assert!(started.elapsed() < std::time::Duration::from_secs(5));
     }
 }
