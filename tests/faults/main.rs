@@ -56,7 +56,13 @@ fn an_agent_killed_in_mid_download_goes_on_where_it_was() {
     let _control = fleet.start_control();
     let start = || {
         fulmar_tests::Process::start(&[
-            "serve", "--dir", text(&dir), "--config", text(&slow), "--listen", "127.0.0.1:0",
+            "serve",
+            "--dir",
+            text(&dir),
+            "--config",
+            text(&slow),
+            "--listen",
+            "127.0.0.1:0",
             "--ready-json",
         ])
     };

@@ -69,7 +69,13 @@ fn one_file_is_served_without_a_fleet_and_still_only_with_a_token() {
     let place = dir.path().join("device");
     let model = root().join("packaging/demo-model/fulmar-demo.gguf");
     let agent = Process::start(&[
-        "serve", "--dir", text(&place), "--model", text(&model), "--listen", "127.0.0.1:0",
+        "serve",
+        "--dir",
+        text(&place),
+        "--model",
+        text(&model),
+        "--listen",
+        "127.0.0.1:0",
         "--ready-json",
     ]);
     let url = agent.ready["api_urls"][0].as_str().unwrap().to_owned();
@@ -95,9 +101,8 @@ fn a_question_in_the_terminal_is_answered_and_recorded() {
     let place = dir.path().join("device");
     let model = root().join("packaging/demo-model/fulmar-demo.gguf");
     let question = "turn on the fan in the boiler room";
-    let answer = fulmar_ok(&[
-        "run", text(&model), question, "--dir", text(&place), "--temperature", "0",
-    ]);
+    let answer =
+        fulmar_ok(&["run", text(&model), question, "--dir", text(&place), "--temperature", "0"]);
     assert!(!answer.trim().is_empty());
     let verified = json_of(&["audit", "verify", "--json", "--dir", text(&place)]);
     assert_eq!(verified["entries"], verified["signed_entries"]);
@@ -117,7 +122,13 @@ fn too_large_a_model_is_refused_with_the_bytes_that_were_short() {
     .unwrap();
     let config = dir.path().join("fulmar.toml");
     let refused = fulmar_tests::fulmar(&[
-        "run", text(&model), "hello", "--dir", text(&place), "--config", text(&config),
+        "run",
+        text(&model),
+        "hello",
+        "--dir",
+        text(&place),
+        "--config",
+        text(&config),
     ]);
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.contains("bytes are needed"), "{}", refused.stderr);

@@ -94,9 +94,7 @@ fn a_broken_blob_is_repaired_when_the_control_plane_is_there() {
     flip_a_bit(&largest_file(&fleet.device_dir().join("registry")));
     let _control = fleet.start_control();
     let _agent = fleet.start_agent();
-    fulmar_tests::until("the model answers again", || {
-        (fleet.ask("hello").0 == 200).then_some(())
-    });
+    fulmar_tests::until("the model answers again", || (fleet.ask("hello").0 == 200).then_some(()));
 }
 
 #[test]

@@ -169,13 +169,16 @@ pub(crate) fn cosign(
     let audit_key: String = tx
         .prepare_cached("SELECT audit_key FROM device WHERE id = ?1")?
         .query_row([device], |row| row.get(0))?;
-    let (Ok(key), Ok(root), Ok(signature)) =
-        (hex::decode(audit_key), hex::decode(&checkpoint.root), hex::decode(&checkpoint.signature))
-    else {
+    let (Ok(key), Ok(root), Ok(signature)) = (
+        hex::decode(&audit_key),
+        hex::decode(&checkpoint.root),
+        hex::decode(&checkpoint.signature),
+    ) else {
         return Ok(Err(CheckpointRefusal::Form));
     };
     let Ok(root) = <[u8; 32]>::try_from(root) else { return Ok(Err(CheckpointRefusal::Form)) };
-    if !signature_holds(&key, device, checkpoint.entries, &root, &signature) {
+    // The device names itself by its audit key, before and after it joins.
+    if !signature_holds(&key, &audit_key, checkpoint.entries, &root, &signature) {
         return Ok(Err(CheckpointRefusal::Signature));
     }
     let last = last_checkpoint(tx, device)?;
@@ -187,7 +190,7 @@ pub(crate) fn cosign(
             return Ok(Err(CheckpointRefusal::Rewritten));
         }
     }
-    let cosignature = hex::encode(cosigner.sign(device, checkpoint.entries, &root));
+    let cosignature = hex::encode(cosigner.sign(&audit_key, checkpoint.entries, &root));
     tx.prepare_cached(
         "INSERT INTO checkpoint (device_id, entries, root, signature, cosignature, received_s)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",

@@ -163,7 +163,8 @@ async fn a_checkpoint_is_co_signed_once_and_a_rewritten_log_is_not() {
     let plane = Plane::start().await;
     let device = plane.device("prover").await;
     let checkpoint = |entries: u64, root: [u8; 32]| {
-        let signature = device.audit_key.sign(&device.id, entries, &root);
+        let signature =
+            device.audit_key.sign(&hex::encode(device.audit_key.public()), entries, &root);
         let mut request = check_in(0);
         request.audit_checkpoint = Some(AuditCheckpoint {
             entries,
@@ -175,7 +176,13 @@ async fn a_checkpoint_is_co_signed_once_and_a_rewritten_log_is_not() {
     let first = device.check_in(&checkpoint(10, [1; 32])).await.audit_cosignature.unwrap();
     let key = hex::decode(&device.joined.audit_cosign_key).unwrap();
     let signature = hex::decode(&first).unwrap();
-    assert!(fulmar_policy::audit::signature_holds(&key, &device.id, 10, &[1; 32], &signature));
+    assert!(fulmar_policy::audit::signature_holds(
+        &key,
+        &hex::encode(device.audit_key.public()),
+        10,
+        &[1; 32],
+        &signature
+    ));
     let again = device.check_in(&checkpoint(10, [1; 32])).await.audit_cosignature;
     assert_eq!(again.as_deref(), Some(first.as_str()));
     for (entries, root) in [(10, [2; 32]), (9, [1; 32])] {

@@ -176,7 +176,8 @@ pub struct CheckIn {
     pub audit_checkpoint: Option<AuditCheckpoint>,
 }
 
-/// A signed state of a device's audit log.
+/// A signed state of a device's audit log. In the signed words the device is named by its public
+/// audit key, hex: that name is the same before and after it joins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditCheckpoint {
