@@ -7,8 +7,10 @@ mod convert;
 mod debug;
 mod doctor;
 pub(crate) mod enroll;
+mod gc;
 mod models;
 pub(crate) mod output;
+mod pull;
 mod quantize;
 #[cfg(all(feature = "control-plane", feature = "demo-model"))]
 mod quickstart;
@@ -90,6 +92,14 @@ enum Command {
     Show(models::ShowArgs),
     /// Take a model off this device.
     Rm(models::RmArgs),
+    /// Bring a model in: a file, a Hugging Face repository, an OCI artifact, an Ollama store.
+    Pull(pull::Args),
+    /// Go back to the release of a model that served before.
+    Rollback(models::RollbackArgs),
+    /// Keep a release from garbage collection.
+    Pin(models::PinArgs),
+    /// Free what no model needs.
+    Gc(gc::Args),
     /// Show what the engine does now.
     Ps(status::PsArgs),
     /// Show the device, its link and its models.
@@ -144,6 +154,10 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::List(args) => models::list(place, &args),
         Command::Show(args) => models::show(place, &args),
         Command::Rm(args) => models::rm(place, &args),
+        Command::Pull(args) => pull::run(place, &args),
+        Command::Rollback(args) => models::rollback(place, &args),
+        Command::Pin(args) => models::pin(place, &args),
+        Command::Gc(args) => gc::run(place, &args),
         Command::Ps(args) => status::ps(place, &args),
         Command::Status(args) => status::status(place, &args),
         Command::Enroll(args) => enroll::run(place, &args),

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
 use fulmar_policy::{Action, Permit, Principal};
-use fulmar_registry::ModelName;
 use fulmar_registry::catalog::{self, CatalogError};
 use fulmar_registry::import::{self, Imported};
+use fulmar_registry::{ModelName, Registry};
 use serde_json::json;
 
 use crate::app::App;
+use crate::state::State;
 use crate::{models, state};
 
 /// Imports a GGUF file as `local/NAME:latest` and makes it active. Doing it again with the same
@@ -20,9 +21,7 @@ use crate::{models, state};
 /// # Errors
 /// What is wrong with the file, or what the registry refused.
 pub(crate) async fn serve_file(app: &Arc<App>, file: &Path) -> anyhow::Result<String> {
-    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("model");
-    let name = ModelName::new("local", &clean(stem), "latest")
-        .with_context(|| format!("make a model's name of {}", file.display()))?;
+    let name = name_of(file)?;
     let permit =
         app.policy().decide(&Principal::local(), Action::ModelInstall, &name.to_string())?;
     app.models().registry().check_local_import()?;
@@ -34,16 +33,24 @@ pub(crate) async fn serve_file(app: &Arc<App>, file: &Path) -> anyhow::Result<St
         .context("import the file")?
         .with_context(|| format!("import {}", file.display()))?;
     let name = imported.signed.name().to_string();
-    install_active(app, &permit, imported).await?;
+    install_active(app.state(), app.models().registry(), &permit, imported).await?;
     Ok(name)
 }
 
 /// Installs and activates what the local owner signed, with its audit entry.
-async fn install_active(app: &Arc<App>, permit: &Permit, imported: Imported) -> anyhow::Result<()> {
-    let at_s = app.state().clock().now_s();
-    let registry = app.models().registry().clone();
+///
+/// # Errors
+/// What the catalog or the audit log refused; nothing is installed then.
+pub(crate) async fn install_active(
+    state: &State,
+    registry: &Registry,
+    permit: &Permit,
+    imported: Imported,
+) -> anyhow::Result<()> {
+    let at_s = state.clock().now_s();
+    let registry = registry.clone();
     let actor = permit.principal().audit_name();
-    app.state()
+    state
         .store()
         .write::<_, anyhow::Error, _>(move |tx| {
             // Held until the catalog knows the blobs: no garbage collection takes them before.
@@ -70,6 +77,16 @@ async fn install_active(app: &Arc<App>, permit: &Permit, imported: Imported) -> 
             Ok(())
         })
         .await
+}
+
+/// `local/NAME:latest` after a file's name.
+///
+/// # Errors
+/// When no name can be made of it.
+pub(crate) fn name_of(file: &Path) -> anyhow::Result<ModelName> {
+    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("model");
+    ModelName::new("local", &clean(stem), "latest")
+        .with_context(|| format!("make a model's name of {}", file.display()))
 }
 
 /// A file's name as a model's: lower case, anything strange a dash.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use fulmar_inference::engine::{Engine, LoadRefused};
-use fulmar_inference::gguf::{Gguf, GgufError};
+use fulmar_inference::gguf::{Gguf, GgufError, TensorInfo};
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
 use fulmar_registry::import::ModelFacts;
 use fulmar_registry::{
@@ -360,6 +360,7 @@ pub(crate) fn facts(path: &Path) -> Result<ModelFacts, GgufError> {
             String::new()
         },
         architecture,
+        tensor_offsets: gguf.tensors().iter().map(TensorInfo::file_offset).collect(),
         ..ModelFacts::default()
     })
 }

@@ -154,6 +154,11 @@ impl TensorInfo {
         self.shape.iter().product()
     }
 
+    /// Where its bytes begin in its file.
+    pub fn file_offset(&self) -> u64 {
+        self.place.range.start as u64
+    }
+
     /// Rows: the product of all dimensions but the first.
     pub fn rows(&self) -> usize {
         self.shape.iter().skip(1).product()

@@ -44,7 +44,7 @@ pub use enroll::{EnrollError, Enrollment, enroll};
 pub use identity::{Identity, IdentityError};
 pub use outbox::record;
 pub use plan::{Actual, Blocked, Files, Held, Origin, Plan, Step, plan};
-pub use reconcile::{Checked, Hooks, StepError};
+pub use reconcile::{Checked, Hooks, StepError, wanted};
 pub use refresh::RefreshError;
 pub use run::{Deps, Options, Sync, SyncError};
 pub use status::{Link, Progress, Status, Trouble};

@@ -376,7 +376,7 @@ impl Reconciler {
             Err(gc::LockError::Installing) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let keep = self.keep(desired)?;
+        let keep = wanted(&blobs, desired, (self.hooks.running)());
         let at_s = self.clock.now_s();
         let shared = blobs.clone();
         let (garbage, lock) = self
@@ -400,29 +400,31 @@ impl Reconciler {
         Ok(())
     }
 
-    /// The desired releases, their manifests and files, and what the engine holds.
-    fn keep(&self, desired: &Desired) -> Result<Keep, StepError> {
-        let mut keep = Keep { models: (self.hooks.running)(), ..Keep::default() };
-        for model in &desired.models {
-            keep.models.insert(model.digest);
-            keep.blobs.insert(model.digest);
-            // A manifest that has come already says which files are on their way.
-            let length_max = fulmar_registry::manifest::MANIFEST_BYTES_MAX;
-            if let Ok(bytes) = self.registry.blobs().read(&model.digest, length_max)
-                && let Ok(manifest) = Manifest::parse(&bytes)
-            {
-                keep.blobs.extend(manifest.files.iter().map(|file| file.digest));
-            }
-        }
-        Ok(keep)
-    }
-
     async fn write(
         &self,
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<(), StepError> + Send + 'static,
     ) -> Result<(), StepError> {
         self.registry.store().write(work).await
     }
+}
+
+/// What garbage collection has to spare besides what the catalog says: the desired releases, their
+/// manifests and the files that these name, and the releases that the engine holds.
+#[must_use]
+pub fn wanted(blobs: &Blobs, desired: &Desired, running: BTreeSet<Digest>) -> Keep {
+    let mut keep = Keep { models: running, ..Keep::default() };
+    for model in &desired.models {
+        keep.models.insert(model.digest);
+        keep.blobs.insert(model.digest);
+        // A manifest that has come already says which files are on their way.
+        let length_max = fulmar_registry::manifest::MANIFEST_BYTES_MAX;
+        if let Ok(bytes) = blobs.read(&model.digest, length_max)
+            && let Ok(manifest) = Manifest::parse(&bytes)
+        {
+            keep.blobs.extend(manifest.files.iter().map(|file| file.digest));
+        }
+    }
+    keep
 }
 
 fn subject(step: &Step) -> (ModelName, Option<Digest>) {

@@ -190,3 +190,86 @@ pub(crate) fn rm(place: &Place, args: &RmArgs) -> anyhow::Result<ExitCode> {
     println!("removed {removed}");
     Ok(ExitCode::SUCCESS)
 }
+
+/// Arguments of `fulmar rollback`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RollbackArgs {
+    /// A model's name.
+    name: ModelRefArg,
+    /// Why, for the audit log and for whoever wonders later.
+    #[arg(long, default_value = "rolled back by hand")]
+    reason: String,
+}
+
+/// Lets the previous release serve again. The one that served is not activated again by itself.
+pub(crate) fn rollback(place: &Place, args: &RollbackArgs) -> anyhow::Result<ExitCode> {
+    let state = place.open()?;
+    let principal = Principal::local();
+    let name = args.name.0.name.clone();
+    Policy::builtin().decide(&principal, Action::ModelActivate, &name.to_string())?;
+    let (reason, at_s) = (args.reason.clone(), state.clock().now_s());
+    let back = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
+        let back: Result<_, CatalogError> = catalog::rollback(tx, &name, &reason, at_s);
+        let back = back?;
+        let event = Event {
+            at_s,
+            actor: &principal.audit_name(),
+            action: "model.rollback",
+            resource: &name.to_string(),
+            outcome: Outcome::Completed,
+            opened: None,
+            detail: json!({ "from": back.from, "to": back.to, "reason": reason }),
+        };
+        state::record(tx, &event)?;
+        Ok(back)
+    })?;
+    state.sign_audit_log_blocking()?;
+    println!("{} serves again; {} does not", back.to, back.from);
+    println!("a running agent takes it up with the next request");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Arguments of `fulmar pin`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PinArgs {
+    /// A model's name, or NAME@sha256:… for one release.
+    name: ModelRefArg,
+    /// Let it go again.
+    #[arg(long)]
+    remove: bool,
+}
+
+/// Keeps a release from garbage collection, or lets it go again.
+pub(crate) fn pin(place: &Place, args: &PinArgs) -> anyhow::Result<ExitCode> {
+    let state = place.open()?;
+    let principal = Principal::local();
+    let reference = args.name.0.clone();
+    Policy::builtin().decide(&principal, Action::ModelRemove, &reference.name.to_string())?;
+    let (remove, at_s) = (args.remove, state.clock().now_s());
+    let action = if remove { "model.unpin" } else { "model.pin" };
+    state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
+        let changed = catalog::find(tx, &reference).and_then(|found| {
+            let (name, digest) = (found.name().clone(), found.digest);
+            let done = if remove {
+                catalog::unpin(tx, &name, &digest)
+            } else {
+                catalog::pin(tx, &name, &digest)
+            };
+            done.map(|()| (name, digest))
+        });
+        let (name, digest) = changed?;
+        let event = Event {
+            at_s,
+            actor: &principal.audit_name(),
+            action,
+            resource: &name.to_string(),
+            outcome: Outcome::Completed,
+            opened: None,
+            detail: json!({ "digest": digest }),
+        };
+        state::record(tx, &event)?;
+        Ok(())
+    })?;
+    state.sign_audit_log_blocking()?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,115 @@
+//! `fulmar gc`: frees what no model needs, and says before what that is.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use fulmar_policy::audit::{Event, Outcome};
+use fulmar_policy::{Action, Policy, Principal};
+use fulmar_registry::gc::{self, Garbage, Keep};
+use fulmar_registry::{Digest, Options, Registry};
+use fulmar_sync::Identity;
+use serde_json::json;
+
+use super::{Place, output};
+use crate::state::{self, State};
+
+/// Arguments of `fulmar gc`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only say what would be freed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Frees, or says what would be freed.
+pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
+    let (config, dir) = place.load()?;
+    let state = State::open(&dir)?;
+    let limits = Options { blob_bytes_max: config.registry.blobs_bytes_max };
+    let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
+    let keep = keep(&state, &registry)?;
+    let garbage = if args.dry_run {
+        let blobs = registry.blobs();
+        state.store().read_blocking(|connection| gc::plan(connection, blobs, &keep))?
+    } else {
+        collect(&state, &registry, keep)?
+    };
+    print(&garbage, args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the fleet wants of this device is spared, also while it is on its way.
+fn keep(state: &Arc<State>, registry: &Registry) -> anyhow::Result<Keep> {
+    let Some(identity) = Identity::load(&state.identity_path())? else {
+        return Ok(Keep::default());
+    };
+    let now_s = state.clock().now_s();
+    let desired = state
+        .store()
+        .read_blocking(|connection| {
+            fulmar_sync::desired(connection, &identity.device_id, now_s).map_err(anyhow::Error::new)
+        })?
+        .unwrap_or_default();
+    Ok(fulmar_sync::wanted(registry.blobs(), &desired, BTreeSet::new()))
+}
+
+fn collect(state: &Arc<State>, registry: &Registry, keep: Keep) -> anyhow::Result<Garbage> {
+    let principal = Principal::local();
+    Policy::builtin().decide(&principal, Action::ModelRemove, "blobs")?;
+    let blobs = registry.blobs().clone();
+    let lock = gc::lock(&blobs)?;
+    let at_s = state.clock().now_s();
+    let (garbage, lock) = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
+        let garbage = gc::collect(tx, &blobs, &keep, &lock)?;
+        if garbage != Garbage::default() {
+            let event = Event {
+                at_s,
+                actor: &principal.audit_name(),
+                action: "garbage.collect",
+                resource: "blobs",
+                outcome: Outcome::Completed,
+                opened: None,
+                detail: json!({ "bytes": garbage.bytes(), "models": garbage.models }),
+            };
+            state::record(tx, &event)?;
+        }
+        Ok((garbage, lock))
+    })?;
+    garbage.sweep(registry.blobs(), &lock)?;
+    state.sign_audit_log_blocking()?;
+    Ok(garbage)
+}
+
+fn print(garbage: &Garbage, args: &Args) -> anyhow::Result<()> {
+    if args.json {
+        let bytes = garbage.bytes();
+        return output::json(
+            &json!({ "dry_run": args.dry_run, "bytes": bytes, "garbage": garbage }),
+        );
+    }
+    for model in &garbage.models {
+        let digest = output::short_digest(&model.digest.to_string());
+        println!("release {} {digest} ({})", model.name, output::size(model.size_bytes));
+    }
+    let lists: [(&str, &Vec<(Digest, u64)>); 3] = [
+        ("file", &garbage.blobs),
+        ("unfinished file", &garbage.incoming),
+        ("damaged file", &garbage.quarantine),
+    ];
+    for (what, list) in lists {
+        for (digest, bytes) in list {
+            println!(
+                "{what} {} ({})",
+                output::short_digest(&digest.to_string()),
+                output::size(*bytes)
+            );
+        }
+    }
+    let verb = if args.dry_run { "would be" } else { "are" };
+    println!("{} {verb} freed", output::size(garbage.bytes()));
+    Ok(())
+}

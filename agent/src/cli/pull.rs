@@ -1,0 +1,212 @@
+//! `fulmar pull`: bringing a model in from elsewhere under the local owner's key. On an enrolled
+//! device it is refused: there, the fleet's owner decides.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use fulmar_policy::audit::{Event, Outcome};
+use fulmar_policy::{Action, Permit, Policy, Principal};
+use fulmar_registry::fetch::Pace;
+use fulmar_registry::gc::Hold;
+use fulmar_registry::import::hugging_face::{self, Hub};
+use fulmar_registry::import::{self, Imported, Network, Resolved, oci, ollama};
+use fulmar_registry::{ModelName, Options, Registry};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::{Place, output};
+use crate::state::{self, State};
+use crate::{import as local, models};
+
+/// Arguments of `fulmar pull`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// hf.co/ORG/REPO:QUANT[@REVISION], oci://HOST/REPO[:TAG|@sha256:…], ollama://NAME[:TAG] (its
+    /// local store), or a GGUF file.
+    model: String,
+    /// The name it gets here; default: after where it comes from.
+    #[arg(long)]
+    name: Option<String>,
+    /// An Ollama store's folder, where it is not in its usual place.
+    #[arg(long, value_name = "DIR")]
+    ollama_dir: Option<PathBuf>,
+    /// Bytes per second at most; 0: as fast as it goes.
+    #[arg(long, default_value_t = 0)]
+    bytes_per_s_max: u64,
+    /// Use no network.
+    #[arg(long)]
+    offline: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Pulls a model and makes it active.
+pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
+    let (config, dir) = place.load()?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let _log = super::quiet_log(&config, &dir)?;
+    let state = State::open(&dir)?;
+    let limits = Options { blob_bytes_max: config.registry.blobs_bytes_max };
+    let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
+    let permit =
+        Policy::builtin().decide(&Principal::local(), Action::ModelInstall, &args.model)?;
+    if let Err(refused) = registry.check_local_import() {
+        record_refusal(&state, &permit, &args.model, &refused.to_string())?;
+        return Err(refused.into());
+    }
+    let imported = super::runtime()?.block_on(async {
+        let imported = bring_in(&registry, args).await?;
+        let told = json!({
+            "name": imported.signed.name(),
+            "digest": imported.signed.digest(),
+            "bytes": imported.signed.manifest().size_bytes(),
+            "source": imported.signed.manifest().source,
+        });
+        local::install_active(&state, &registry, &permit, imported).await?;
+        Ok::<_, anyhow::Error>(told)
+    })?;
+    state.sign_audit_log_blocking()?;
+    if args.json {
+        output::json(&imported)?;
+    } else {
+        let name = imported["name"].as_str().unwrap_or_default();
+        println!("{name} is active, signed by this device's local owner");
+        println!("try it: fulmar run {name} \"Hello\"");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fetches, reads and signs.
+async fn bring_in(registry: &Registry, args: &Args) -> anyhow::Result<Imported> {
+    let pace = Pace::new(args.bytes_per_s_max);
+    let named = args.name.as_deref().map(str::parse::<ModelName>).transpose()?;
+    let (resolved, hold) = if hugging_face::Reference::is_one(&args.model) {
+        let reference = hugging_face::Reference::parse(&args.model)?;
+        let mut hub = Hub::from_environment();
+        if args.offline {
+            hub.network = Network::Forbidden;
+        }
+        let resolved = hugging_face::resolve(&hub, &reference).await?;
+        let remote = hub.remote()?;
+        let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
+        let hold = hold.await?;
+        (resolved, hold)
+    } else if oci::Reference::is_one(&args.model) {
+        let reference = oci::Reference::parse(&args.model)?;
+        let network = if args.offline { Network::Forbidden } else { Network::Allowed };
+        let (remote, resolved) = oci::resolve(network, None, &reference).await?;
+        let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
+        let hold = hold.await?;
+        (resolved, hold)
+    } else if let Some(name) = args.model.strip_prefix("ollama://") {
+        let dir = args.ollama_dir.clone().or_else(ollama::default_dir);
+        let dir = dir.context("find an Ollama store; name it with --ollama-dir")?;
+        let resolved = ollama::resolve(&dir, name)?;
+        let (registry, files) = (registry.clone(), resolved.clone());
+        let copy = move || ollama::copy_all(&registry, &files);
+        (resolved, tokio::task::spawn_blocking(copy).await??)
+    } else {
+        return file(registry, Path::new(&args.model), named).await;
+    };
+    let name = named.unwrap_or_else(|| resolved.name.clone());
+    sign(registry.clone(), resolved, name, hold).await
+}
+
+/// Reads what came and signs it. A file that is no model stays unknown to the catalog; garbage
+/// collection takes it.
+async fn sign(
+    registry: Registry,
+    resolved: Resolved,
+    name: ModelName,
+    hold: Hold,
+) -> anyhow::Result<Imported> {
+    let done = tokio::task::spawn_blocking(move || {
+        let weights = resolved.weights().context("find the weights among the model's files")?;
+        let path = registry.blobs().path(&weights.digest);
+        let facts = models::facts(&path).with_context(|| format!("read {}", weights.path))?;
+        Ok::<_, anyhow::Error>(import::complete(&registry, &resolved, &name, &facts, hold)?)
+    });
+    done.await?
+}
+
+async fn file(
+    registry: &Registry,
+    path: &Path,
+    named: Option<ModelName>,
+) -> anyhow::Result<Imported> {
+    anyhow::ensure!(
+        path.is_file(),
+        "pull {}: it is no file, and none of hf.co/…, oci://… and ollama://…",
+        path.display()
+    );
+    let name = match named {
+        Some(name) => name,
+        None => local::name_of(path)?,
+    };
+    let (registry, path) = (registry.clone(), path.to_owned());
+    tokio::task::spawn_blocking(move || {
+        let facts = models::facts(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok::<_, anyhow::Error>(import::gguf_file(&registry, &path, &name, &facts)?)
+    })
+    .await?
+}
+
+/// Runs a download beside a bar that shows how far it is; without a terminal there is none.
+async fn with_bar<T>(
+    registry: &Registry,
+    resolved: &Resolved,
+    download: impl Future<Output = T>,
+) -> T {
+    if !std::io::stderr().is_terminal() {
+        return download.await;
+    }
+    let bar = ProgressBar::new(resolved.size_bytes());
+    let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_message(resolved.name.to_string());
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    tokio::pin!(download);
+    loop {
+        tokio::select! {
+            done = &mut download => {
+                bar.finish_and_clear();
+                return done;
+            }
+            _ = tick.tick() => {
+                let blobs = registry.blobs();
+                bar.set_position(resolved.files.iter().map(|f| blobs.bytes_present(&f.digest)).sum());
+            }
+        }
+    }
+}
+
+fn record_refusal(
+    state: &Arc<State>,
+    permit: &Permit,
+    model: &str,
+    reason: &str,
+) -> anyhow::Result<()> {
+    let (actor, at_s) = (permit.principal().audit_name(), state.clock().now_s());
+    let (model, reason) = (model.to_owned(), reason.to_owned());
+    state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
+        let event = Event {
+            at_s,
+            actor: &actor,
+            action: Action::ModelInstall.as_str(),
+            resource: &model,
+            outcome: Outcome::Denied,
+            opened: None,
+            detail: json!({ "reason": reason }),
+        };
+        state::record(tx, &event)?;
+        Ok(())
+    })?;
+    state.sign_audit_log_blocking().context("sign the audit log")
+}
