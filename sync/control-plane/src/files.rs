@@ -48,19 +48,6 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     create(path, bytes, 0o644)
 }
 
-/// Replaces a file in one step, mode 0600.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let fail = |source| FileError::Write { path: path.to_owned(), source };
-    let fresh = path.with_extension("new");
-    match std::fs::remove_file(&fresh) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fail(e)),
-        _ => {}
-    }
-    create(&fresh, bytes, 0o600)?;
-    std::fs::rename(&fresh, path).map_err(fail)?;
-    sync_parent(path).map_err(fail)
-}
-
 fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let fail = |source| FileError::Write { path: path.to_owned(), source };
     let mut file =

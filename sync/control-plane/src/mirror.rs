@@ -46,11 +46,6 @@ pub(crate) fn bootstrap(tx: &Transaction<'_>, root: &[u8], now_s: i64) -> Result
     Ok(())
 }
 
-/// Whether the registry's root is known.
-pub(crate) fn is_bootstrapped(connection: &Connection) -> Result<bool, Failure> {
-    Ok(Trusted::load(connection, Repo::Registry).map_err(damaged)?.is_some())
-}
-
 /// Takes uploaded metadata in if, together with what is here, it verifies as a state that is not
 /// older. Nothing is kept of an upload that does not.
 pub(crate) fn take(

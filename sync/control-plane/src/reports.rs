@@ -182,11 +182,11 @@ pub(crate) fn cosign(
         return Ok(Err(CheckpointRefusal::Signature));
     }
     let last = last_checkpoint(tx, device)?;
-    if let Some((entries, last_root, cosignature)) = last {
-        if entries == checkpoint.entries && last_root == checkpoint.root {
-            return Ok(Ok(cosignature));
+    if let Some(last) = last {
+        if last.entries == checkpoint.entries && last.root == checkpoint.root {
+            return Ok(Ok(last.cosignature));
         }
-        if entries >= checkpoint.entries {
+        if last.entries >= checkpoint.entries {
             return Ok(Err(CheckpointRefusal::Rewritten));
         }
     }
@@ -206,16 +206,33 @@ pub(crate) fn cosign(
     Ok(Ok(cosignature))
 }
 
-/// The newest checkpoint of a device: entries, root, co-signature.
+/// A co-signed state of a device's audit log.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Checkpoint {
+    /// Entries covered.
+    pub(crate) entries: u64,
+    /// Root of the tree over them, hex.
+    pub(crate) root: String,
+    /// The control plane's signature, hex.
+    pub(crate) cosignature: String,
+}
+
+/// The newest checkpoint of a device.
 pub(crate) fn last_checkpoint(
     connection: &Connection,
     device: &str,
-) -> Result<Option<(u64, String, String)>, Failure> {
+) -> Result<Option<Checkpoint>, Failure> {
     Ok(connection
         .prepare_cached(
             "SELECT entries, root, cosignature FROM checkpoint WHERE device_id = ?1
              ORDER BY entries DESC LIMIT 1",
         )?
-        .query_row([device], |row| Ok((from_sql(row.get(0)?), row.get(1)?, row.get(2)?)))
+        .query_row([device], |row| {
+            Ok(Checkpoint {
+                entries: from_sql(row.get(0)?),
+                root: row.get(1)?,
+                cosignature: row.get(2)?,
+            })
+        })
         .optional()?)
 }

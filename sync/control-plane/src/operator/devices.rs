@@ -91,18 +91,27 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Asks a device to sync, for whoever may.
+pub(crate) async fn ask_to_sync(
+    app: &Arc<App>,
+    operator: &Operator,
+    id: String,
+) -> Result<(), Failure> {
+    let resource = id.clone();
+    act::change(app, &operator.principal, Action::SyncNow, &resource, move |tx| {
+        fleet::request_sync(tx, &id)?;
+        Ok(((), json!({})))
+    })
+    .await
+}
+
 /// `POST /api/v1/devices/{id}/sync`: a command for the device's next check-in.
 pub(super) async fn sync(
     State(app): State<Arc<App>>,
     operator: Operator,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Failure> {
-    let resource = id.clone();
-    act::change(&app, &operator.principal, Action::SyncNow, &resource, move |tx| {
-        fleet::request_sync(tx, &id)?;
-        Ok(((), json!({})))
-    })
-    .await?;
+    ask_to_sync(&app, &operator, id).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
@@ -197,17 +206,22 @@ pub(super) async fn create_join_token(
     Ok((StatusCode::CREATED, Json(make_join_token(&app, &operator, request).await?)))
 }
 
+/// Revokes a join token for whoever may.
+pub(crate) async fn revoke(app: &Arc<App>, operator: &Operator, id: String) -> Result<(), Failure> {
+    let resource = id.clone();
+    act::change(app, &operator.principal, Action::JoinTokenCreate, &resource, move |tx| {
+        join::revoke(tx, &id, now_s())?;
+        Ok(((), json!({ "revoked": id })))
+    })
+    .await
+}
+
 /// `DELETE /api/v1/join-tokens/{id}`.
 pub(super) async fn revoke_join_token(
     State(app): State<Arc<App>>,
     operator: Operator,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Failure> {
-    let resource = id.clone();
-    act::change(&app, &operator.principal, Action::JoinTokenCreate, &resource, move |tx| {
-        join::revoke(tx, &id, now_s())?;
-        Ok(((), json!({ "revoked": id })))
-    })
-    .await?;
+    revoke(&app, &operator, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
