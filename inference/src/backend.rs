@@ -7,6 +7,7 @@
 
 pub mod candle;
 mod check;
+pub mod native;
 mod plan;
 
 pub use check::{check_batch, check_blocks, output_rows};

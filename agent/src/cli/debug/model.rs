@@ -15,6 +15,8 @@ use fulmar_optimize::convert::{ConvertOptions, convert};
 /// Which backend computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum BackendName {
+    /// This project's CPU kernels.
+    Native,
     /// Candle tensors: the reference, and GPUs where built in.
     Candle,
 }
@@ -55,7 +57,7 @@ impl Compute {
     pub(super) fn kv_type(&self) -> KvType {
         match (self.kv, self.backend) {
             (Some(Kv::F32), _) | (None, BackendName::Candle) => KvType::F32,
-            (Some(Kv::F16), _) => KvType::F16,
+            (Some(Kv::F16), _) | (None, BackendName::Native) => KvType::F16,
             (Some(Kv::Q8), _) => KvType::Q8,
         }
     }
@@ -119,6 +121,7 @@ impl Sequence {
             cache_dir: None,
         };
         let backend = match compute.backend {
+            BackendName::Native => backend::native::load(gguf, &architecture, &options),
             BackendName::Candle => backend::candle::load(gguf, &architecture, &options),
         };
         Ok(Self {

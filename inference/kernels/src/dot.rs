@@ -1,0 +1,300 @@
+//! The inner loops of matrix multiplication, for any layout and instruction set.
+//!
+//! *Direct*: one group of rows with a tile of up to 8 tokens, straight from the packed weights: for
+//! decoding, where weights come from memory and are used once or a few times. *Panel*: two groups
+//! are unpacked once and then used by all tokens: for prompts.
+//!
+//! Every path computes the same numbers: the integer sums are exact, and each output adds its
+//! cells' terms in column order with the same two operations ([`add_cell`]). So an answer does not
+//! depend on what else is in the batch.
+
+#![allow(unsafe_op_in_unsafe_fn)] // Functions here follow the contract of `Simd`.
+
+use crate::layout::{Layout, cell_bytes};
+use crate::simd::{Kernel, Simd};
+
+/// Tokens of one direct tile at most.
+pub(crate) const DIRECT_TOKENS: usize = 8;
+/// Groups in a panel.
+pub(crate) const PANEL_GROUPS: usize = 2;
+/// How far ahead of use weights are fetched.
+const AHEAD_BYTES: usize = 16 << 10;
+
+/// Bytes of a cell of 32 activations of a tile of `tokens`: `[tokens][32]` codes, then per token
+/// scale, scale times sum of codes, and minus the sums of codes of the whole cell, its first half and its
+/// second half.
+pub(crate) const fn record_bytes(tokens: usize) -> usize {
+    tokens * 52
+}
+
+/// What a cell of activations says about token `t` of `T`.
+struct Record<const T: usize>(*const u8);
+
+impl<const T: usize> Record<T> {
+    #[inline(always)]
+    unsafe fn codes(&self, t: usize) -> *const i8 {
+        self.0.add(t * 32).cast()
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(&self, t: usize) -> S::F {
+        S::splat(self.0.add(T * 32 + t * 4).cast::<f32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn scaled_sum<S: Simd>(&self, t: usize) -> S::F {
+        S::splat(self.0.add(T * 36 + t * 4).cast::<f32>().read_unaligned())
+    }
+    /// Minus the sum of codes: of the cell, or of half `h` where there are two.
+    #[inline(always)]
+    unsafe fn minus_sum<S: Simd>(&self, t: usize, halves: usize, h: usize) -> S::I {
+        let of = if halves == 1 { 40 } else { 44 + 4 * h };
+        S::spread(self.0.add(T * of + t * 4))
+    }
+}
+
+/// Adds one (half) cell's term to an output: the one formula of all paths.
+#[inline(always)]
+unsafe fn add_cell<S: Simd>(acc: S::F, dot: S::I, weight_scale: S::F, scale: S::F) -> S::F {
+    S::fma(S::to_f(dot), S::mul(weight_scale, scale), acc)
+}
+
+/// Adds one (half) cell's minimum.
+#[inline(always)]
+unsafe fn add_minimum<S: Simd, const T: usize>(
+    acc: S::F,
+    minimum: S::F,
+    record: &Record<T>,
+    t: usize,
+    halves: usize,
+    h: usize,
+) -> S::F {
+    let scaled_sum = if halves == 1 {
+        record.scaled_sum::<S>(t)
+    } else {
+        let sum = S::sub(S::zero(), S::to_f(record.minus_sum::<S>(t, halves, h)));
+        S::mul(sum, record.scale::<S>(t))
+    };
+    S::fma(minimum, scaled_sum, acc)
+}
+
+/// One group with `T` tokens. Output `t` of row `r` goes to `out[t * stride + r]`.
+pub(crate) struct Direct<L: Layout, const T: usize> {
+    /// The group's super-blocks.
+    pub(crate) weights: *const u8,
+    /// How many there are.
+    pub(crate) blocks: usize,
+    /// The tile's records.
+    pub(crate) records: *const u8,
+    pub(crate) out: *mut f32,
+    pub(crate) stride: usize,
+    pub(crate) layout: std::marker::PhantomData<L>,
+}
+
+impl<L: Layout, const T: usize> Kernel for Direct<L, T> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut acc = [S::zero(); T];
+        let mut block = self.weights;
+        let mut records = self.records;
+        for _ in 0..self.blocks {
+            let head = L::head::<S>(block);
+            let mut cell = block.add(L::HEAD * S::LANES);
+            for _ in 0..L::CELLS {
+                let bytes = cell_bytes::<L>() * S::LANES;
+                let mut line = 0;
+                while line < bytes {
+                    S::prefetch(cell.wrapping_add(AHEAD_BYTES + line));
+                    line += 64;
+                }
+                direct_cell::<S, L, T>(cell, head, &Record(records), &mut acc);
+                cell = cell.add(bytes);
+                records = records.add(record_bytes(T));
+            }
+            block = cell;
+        }
+        for (t, acc) in acc.iter().enumerate() {
+            S::store(self.out.add(t * self.stride), *acc);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn direct_cell<S: Simd, L: Layout, const T: usize>(
+    cell: *const u8,
+    head: (S::F, S::F),
+    record: &Record<T>,
+    acc: &mut [S::F; T],
+) {
+    let (scales, minimums) = L::scales::<S>(cell, head);
+    let w = L::codes::<S>(cell.add(L::SCALES * S::LANES));
+    let first = [w[0], w[1], w[2], w[3]];
+    let second = [w[4], w[5], w[6], w[7]];
+    let zero_bits = L::zero_bits::<S>();
+    for t in 0..T {
+        let x = record.codes(t);
+        let mut dots = [S::zero_i(); 2];
+        if zero_bits < 32 {
+            for h in 0..L::HALVES {
+                dots[h] = S::shl32(record.minus_sum::<S>(t, L::HALVES, h), zero_bits);
+            }
+        }
+        if L::HALVES == 2 {
+            dots[0] = dot::<S, L>(dots[0], first, x);
+            dots[1] = dot::<S, L>(dots[1], second, x.add(16));
+        } else {
+            dots[0] = dot::<S, L>(dots[0], first, x);
+            dots[0] = dot::<S, L>(dots[0], second, x.add(16));
+        }
+        for h in 0..L::HALVES {
+            acc[t] = add_cell::<S>(acc[t], dots[h], scales[h], record.scale::<S>(t));
+            if L::MINIMUM {
+                acc[t] = add_minimum::<S, T>(acc[t], minimums[h], record, t, L::HALVES, h);
+            }
+        }
+    }
+}
+
+/// [`Simd::dot16`] with the layout's width, which a generic constant cannot name.
+#[inline(always)]
+unsafe fn dot<S: Simd, L: Layout>(acc: S::I, w: [S::I; 4], x: *const i8) -> S::I {
+    match L::BITS {
+        8 => S::dot16::<8>(acc, w, x),
+        6 => S::dot16::<6>(acc, w, x),
+        _ => S::dot16::<5>(acc, w, x),
+    }
+}
+
+/// Bytes of a panel's cell: per group eight code registers, two scales and two minimums.
+pub(crate) const fn panel_cell_bytes(lanes: usize) -> usize {
+    PANEL_GROUPS * (8 * 4 + 4 * 4) * lanes
+}
+
+/// Where the scales of a panel's cell start.
+const fn panel_scales(lanes: usize) -> usize {
+    PANEL_GROUPS * 8 * 4 * lanes
+}
+
+/// Unpacks one group into its place in a panel.
+pub(crate) struct Unpack<L: Layout> {
+    pub(crate) weights: *const u8,
+    pub(crate) blocks: usize,
+    pub(crate) panel: *mut u8,
+    /// 0 or 1: which of the panel's groups.
+    pub(crate) place: usize,
+    pub(crate) layout: std::marker::PhantomData<L>,
+}
+
+impl<L: Layout> Kernel for Unpack<L> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut block = self.weights;
+        let mut panel = self.panel;
+        for _ in 0..self.blocks {
+            let head = L::head::<S>(block);
+            let mut cell = block.add(L::HEAD * S::LANES);
+            for _ in 0..L::CELLS {
+                let bytes = cell_bytes::<L>() * S::LANES;
+                let mut line = 0;
+                while line < bytes {
+                    S::prefetch(cell.wrapping_add(AHEAD_BYTES + line));
+                    line += 64;
+                }
+                let (scales, minimums) = L::scales::<S>(cell, head);
+                let codes = L::codes::<S>(cell.add(L::SCALES * S::LANES));
+                for (j, codes) in codes.into_iter().enumerate() {
+                    S::store_i(panel.add((self.place * 8 + j) * S::LANES * 4), codes);
+                }
+                let floats = panel.add(panel_scales(S::LANES)).cast::<f32>();
+                for h in 0..L::HALVES {
+                    S::store(floats.add((self.place * 4 + h) * S::LANES), scales[h]);
+                    if L::MINIMUM {
+                        S::store(floats.add((self.place * 4 + 2 + h) * S::LANES), minimums[h]);
+                    }
+                }
+                cell = cell.add(bytes);
+                panel = panel.add(panel_cell_bytes(S::LANES));
+            }
+            block = cell;
+        }
+    }
+}
+
+/// A panel with `T` tokens. Output `t` of the panel's group `g`, row `r` goes to
+/// `out[g][t * stride + r]`.
+pub(crate) struct Panel<const BITS: u32, const HALVES: usize, const MINIMUM: bool, const T: usize> {
+    pub(crate) panel: *const u8,
+    pub(crate) cells: usize,
+    pub(crate) records: *const u8,
+    /// The layout's [`Layout::zero_bits`].
+    pub(crate) zero_bits: u32,
+    pub(crate) out: [*mut f32; PANEL_GROUPS],
+    pub(crate) stride: usize,
+}
+
+impl<const BITS: u32, const HALVES: usize, const MINIMUM: bool, const T: usize> Kernel
+    for Panel<BITS, HALVES, MINIMUM, T>
+{
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut acc = [[S::zero(); PANEL_GROUPS]; T];
+        let mut panel = self.panel;
+        let mut records = self.records;
+        for _ in 0..self.cells {
+            let record = Record::<T>(records);
+            for h in 0..HALVES {
+                panel_half::<S, BITS, HALVES, MINIMUM, T>(panel, &record, self.zero_bits, h, &mut acc);
+            }
+            panel = panel.add(panel_cell_bytes(S::LANES));
+            records = records.add(record_bytes(T));
+        }
+        for (t, acc) in acc.iter().enumerate() {
+            for (g, acc) in acc.iter().enumerate() {
+                S::store(self.out[g].add(t * self.stride), *acc);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn panel_half<
+    S: Simd,
+    const BITS: u32,
+    const HALVES: usize,
+    const MINIMUM: bool,
+    const T: usize,
+>(
+    panel: *const u8,
+    record: &Record<T>,
+    zero_bits: u32,
+    h: usize,
+    acc: &mut [[S::F; PANEL_GROUPS]; T],
+) {
+    let mut dots = [[S::zero_i(); PANEL_GROUPS]; T];
+    for t in 0..T {
+        let start = S::shl32(record.minus_sum::<S>(t, HALVES, h), zero_bits);
+        dots[t] = [start; PANEL_GROUPS];
+    }
+    for half in if HALVES == 2 { h..h + 1 } else { 0..2 } {
+        let weights = panel.add(half * 4 * S::LANES * 4);
+        let x = record.codes(0).add(half * 16);
+        S::dot16_tile::<BITS, T>(&mut dots, weights, x);
+    }
+    let floats = panel.add(panel_scales(S::LANES)).cast::<f32>();
+    let scales = [S::load(floats.add(h * S::LANES)), S::load(floats.add((4 + h) * S::LANES))];
+    for t in 0..T {
+        let scale = record.scale::<S>(t);
+        for g in 0..PANEL_GROUPS {
+            acc[t][g] = add_cell::<S>(acc[t][g], dots[t][g], scales[g], scale);
+        }
+    }
+    if MINIMUM {
+        for g in 0..PANEL_GROUPS {
+            let minimum = S::load(floats.add((g * 4 + 2 + h) * S::LANES));
+            for t in 0..T {
+                acc[t][g] = add_minimum::<S, T>(acc[t][g], minimum, record, t, HALVES, h);
+            }
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! The threads that compute. One thread, the owner of the [`Team`], runs a step and hands each of
+//! its parallel parts to all of them; the parts are microseconds long, so the others wait by
+//! spinning, give their core away when it lasts, and sleep when no step comes.
+//!
+//! Invariants: a part's closure is called only between the start and the end of [`Team::run`], so it may
+//! borrow from the owner; a panic in any thread becomes a panic of the owner.
+
+use crate::disjoint::Disjoint;
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Spins before a waiting thread starts giving its core away, some tens of microseconds.
+const SPINS: usize = 1500;
+/// How long a thread without work stays awake. Longer than the pause between two steps.
+const AWAKE: Duration = Duration::from_millis(3);
+
+/// A part of a step as the threads see it.
+type Part = *const (dyn Fn(usize) + Sync);
+
+/// A value on cache lines of its own.
+#[repr(align(128))]
+struct Apart<T>(T);
+
+struct Shared {
+    /// Counts parts; a change tells the workers to start.
+    part: Apart<AtomicUsize>,
+    /// Workers that have finished the current part.
+    finished: Apart<AtomicUsize>,
+    /// The next chunk of a part that nobody has taken.
+    next: Apart<AtomicUsize>,
+    /// Written by the owner before `part` changes, read by workers after.
+    closure: UnsafeCell<Option<Part>>,
+    stop: AtomicBool,
+    sleepers: AtomicUsize,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+// SAFETY: `closure` is the only field that is not `Sync`; the owner writes it only while no part
+// runs, and workers read it only after seeing `part` change (acquire after release).
+unsafe impl Sync for Shared {}
+// SAFETY: the pointer in `closure` is to a `Sync` closure and used only while it is borrowed.
+unsafe impl Send for Shared {}
+
+/// Whether each thread stays on one core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pinning {
+    /// The system places threads.
+    #[default]
+    None,
+    /// Worker `i` runs on the `i`-th core that the process may use (Linux).
+    Cores,
+}
+
+/// Threads that compute together; see the module.
+pub struct Team {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    pinning: Pinning,
+    /// Not `Sync`: only one thread at a time may run parts.
+    _owner: PhantomData<std::cell::Cell<()>>,
+}
+
+impl Team {
+    /// A team of `threads` (at least 1), the calling thread among them.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    pub fn new(threads: usize, pinning: Pinning) -> Self {
+        let mut team = Self {
+            shared: Arc::new(Shared {
+                part: Apart(AtomicUsize::new(0)),
+                finished: Apart(AtomicUsize::new(0)),
+                next: Apart(AtomicUsize::new(0)),
+                closure: UnsafeCell::new(None),
+                stop: AtomicBool::new(false),
+                sleepers: AtomicUsize::new(0),
+                panic: Mutex::new(None),
+                sleep: Mutex::new(()),
+                wake: Condvar::new(),
+            }),
+            workers: Vec::new(),
+            pinning,
+            _owner: PhantomData,
+        };
+        team.start(threads);
+        team
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Changes how many threads compute. Fewer than asked for are started when the system has no
+    /// more.
+    pub fn resize(&mut self, threads: usize) {
+        if threads != self.threads() {
+            self.stop();
+            self.start(threads);
+        }
+    }
+
+    fn start(&mut self, threads: usize) {
+        self.shared.stop.store(false, Ordering::SeqCst);
+        let seen = self.shared.part.0.load(Ordering::SeqCst);
+        for index in 1..threads {
+            let shared = self.shared.clone();
+            let pinning = self.pinning;
+            let worker = std::thread::Builder::new()
+                .name(format!("fulmar-compute-{index}"))
+                .spawn(move || work(&shared, index, pinning, seen));
+            match worker {
+                Ok(worker) => self.workers.push(worker),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.part.0.fetch_add(1, Ordering::SeqCst);
+        self.shared.wake_sleepers();
+        for worker in self.workers.drain(..) {
+            // A worker never ends by a panic: it hands panics to the owner.
+            let _ = worker.join();
+        }
+    }
+
+    /// Calls `part` with each thread's number, on all threads at once, and returns when all are
+    /// done.
+    ///
+    /// # Panics
+    /// When `part` panics in any thread.
+    pub fn run(&self, part: &(dyn Fn(usize) + Sync)) {
+        if self.workers.is_empty() {
+            self.shared.next.0.store(0, Ordering::Relaxed);
+            return part(0);
+        }
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime is extended; `Rest` below waits until no worker uses it.
+        let closure = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Part>(part) };
+        // SAFETY: no part runs now, so no worker reads the cell.
+        unsafe { *shared.closure.get() = Some(closure) };
+        shared.next.0.store(0, Ordering::Relaxed);
+        shared.finished.0.store(0, Ordering::Relaxed);
+        shared.part.0.fetch_add(1, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            shared.wake_sleepers();
+        }
+        let rest = Rest { shared, workers: self.workers.len() };
+        part(0);
+        drop(rest);
+        let panicked = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panicked {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Calls `f(thread, index)` once for each index below `count`; threads take `chunk` of them at
+    /// a time as they become free.
+    ///
+    /// # Panics
+    /// When `f` panics.
+    pub fn for_each(&self, count: usize, chunk: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+        let chunk = chunk.max(1);
+        if count <= chunk || self.workers.is_empty() {
+            return (0..count).for_each(|index| f(0, index));
+        }
+        let next = &self.shared.next.0;
+        self.run(&|thread| {
+            loop {
+                let start = next.fetch_add(chunk, Ordering::Relaxed);
+                if start >= count {
+                    break;
+                }
+                (start..count.min(start + chunk)).for_each(|index| f(thread, index));
+            }
+        });
+    }
+}
+
+impl Team {
+    /// Calls `f(index, row)` once for each row of `width` values, all threads at once.
+    ///
+    /// # Panics
+    /// When `width` is 0 or `f` panics.
+    pub fn for_rows(&self, rows: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let count = rows.len() / width;
+        let rows = Disjoint::new(rows);
+        self.for_each(count, 2, &|_, index| {
+            // SAFETY: each index is visited once.
+            f(index, unsafe { rows.slice(index * width, width) });
+        });
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl std::fmt::Debug for Team {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Team({} threads)", self.threads())
+    }
+}
+
+/// Waits for the workers, also when the owner's own share panics.
+struct Rest<'a> {
+    shared: &'a Shared,
+    workers: usize,
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        let mut spins = 0;
+        while self.shared.finished.0.load(Ordering::Acquire) < self.workers {
+            pause(&mut spins);
+        }
+    }
+}
+
+impl Shared {
+    fn wake_sleepers(&self) {
+        drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+        self.wake.notify_all();
+    }
+
+    /// Waits for a part after number `seen` and returns its number.
+    fn wait(&self, seen: usize) -> usize {
+        let mut spins = 0;
+        let mut since = None;
+        loop {
+            let part = self.part.0.load(Ordering::Acquire);
+            if part != seen {
+                return part;
+            }
+            if pause(&mut spins) {
+                let since = *since.get_or_insert_with(Instant::now);
+                if since.elapsed() > AWAKE {
+                    self.sleep_until_after(seen);
+                }
+            }
+        }
+    }
+
+    fn sleep_until_after(&self, seen: usize) {
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while self.part.0.load(Ordering::SeqCst) == seen {
+            guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// One moment of waiting: a spin, or after many the rest of the time slice. True for the latter.
+fn pause(spins: &mut usize) -> bool {
+    *spins += 1;
+    if *spins < SPINS {
+        std::hint::spin_loop();
+        return false;
+    }
+    std::thread::yield_now();
+    true
+}
+
+fn work(shared: &Shared, index: usize, pinning: Pinning, mut seen: usize) {
+    if pinning == Pinning::Cores {
+        pin(index);
+    }
+    loop {
+        seen = shared.wait(seen);
+        if shared.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        // SAFETY: the part has started, so the owner has written the cell and leaves it alone
+        // until `finished` counts this worker.
+        let part = unsafe { *shared.closure.get() };
+        if let Some(part) = part {
+            // SAFETY: the owner's borrow lasts until `finished` counts this worker.
+            let part = unsafe { &*part };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| part(index))) {
+                *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+        }
+        shared.finished.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn pin(index: usize) {
+    // SAFETY: plain system calls on a zeroed set of our own.
+    unsafe {
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut allowed) != 0 {
+            return;
+        }
+        let cores = (0..libc::CPU_SETSIZE as usize).filter(|core| libc::CPU_ISSET(*core, &allowed));
+        let cores: Vec<usize> = cores.collect();
+        let Some(core) = cores.get(index % cores.len().max(1)) else { return };
+        let mut one: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(*core, &mut one);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &one);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn pin(_: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_is_visited_once_by_any_number_of_threads() {
+        for threads in 1..6 {
+            let team = Team::new(threads, Pinning::None);
+            for count in [0usize, 1, 2, 7, 100] {
+                let visits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                team.for_each(count, 3, &|_, index| {
+                    visits[index].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_sleeping_team_wakes_for_the_next_part() {
+        let team = Team::new(3, Pinning::Cores);
+        for _ in 0..3 {
+            while team.shared.sleepers.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            let count = AtomicUsize::new(0);
+            team.run(&|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(count.into_inner(), 3);
+        }
+    }
+
+    #[test]
+    fn a_workers_panic_reaches_the_owner_and_the_team_goes_on() {
+        let mut team = Team::new(4, Pinning::None);
+        let result = catch_unwind(AssertUnwindSafe(|| team.run(&|i| assert!(i != 2, "two"))));
+        assert!(result.is_err());
+        team.resize(2);
+        let count = AtomicUsize::new(0);
+        team.run(&|_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 2);
+    }
+}
