@@ -155,7 +155,10 @@ impl Activations {
             // SAFETY: the tiles are disjoint in tokens, and so are these parts.
             let (codes, floats) = unsafe {
                 (
-                    codes.slice(tile.first * padded * record_bytes(1), padded * record_bytes(tile.width)),
+                    codes.slice(
+                        tile.first * padded * record_bytes(1),
+                        padded * record_bytes(tile.width),
+                    ),
                     floats.slice(tile.first * columns, columns * tile.width),
                 )
             };
@@ -201,13 +204,8 @@ fn with_row(padded: usize, columns: usize, f: impl FnOnce(&mut [f32])) {
 unsafe fn quantise(isa: Isa, values: &[f32], codes: &mut [u8], width: usize, token: usize) {
     let cells = values.len() / 32;
     debug_assert!(codes.len() == cells * record_bytes(width) && token < width);
-    let kernel = Quantise {
-        x: values.as_ptr(),
-        cells,
-        records: codes.as_mut_ptr(),
-        tokens: width,
-        token,
-    };
+    let kernel =
+        Quantise { x: values.as_ptr(), cells, records: codes.as_mut_ptr(), tokens: width, token };
     // SAFETY: by the caller; `isa` comes from detection.
     unsafe { simd::run(isa, kernel) }
 }

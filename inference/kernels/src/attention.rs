@@ -231,20 +231,39 @@ impl Rows<'_> {
             let blocks = (end - base).min(STEP_TOKENS).div_ceil(BLOCK_TOKENS);
             for block in 0..blocks {
                 let unit = (self.units)(base / BLOCK_TOKENS + block);
-                key_scores::<S, BYTES, R>(self.shape, unit, queries, scores.add(block * BLOCK_TOKENS));
+                key_scores::<S, BYTES, R>(
+                    self.shape,
+                    unit,
+                    queries,
+                    scores.add(block * BLOCK_TOKENS),
+                );
             }
             let positions = blocks * BLOCK_TOKENS;
             for r in 0..self.rows {
                 let from = self.sees[r].0.saturating_sub(base).min(positions);
                 let to = self.sees[r].1.saturating_sub(base).min(positions);
                 let row = scores.add(r * STEP_TOKENS);
-                soften::<S>(row, positions, (from, to), &mut maxima[r], &mut sums[r], results.add(r * padded), padded);
+                soften::<S>(
+                    row,
+                    positions,
+                    (from, to),
+                    &mut maxima[r],
+                    &mut sums[r],
+                    results.add(r * padded),
+                    padded,
+                );
             }
             let to = (end - base).min(positions);
             for block in 0..blocks {
                 let unit = (self.units)(base / BLOCK_TOKENS + block);
                 let positions = (to - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
-                add_values::<S, BYTES, R>(self.shape, unit, scores.add(block * BLOCK_TOKENS), positions, results);
+                add_values::<S, BYTES, R>(
+                    self.shape,
+                    unit,
+                    scores.add(block * BLOCK_TOKENS),
+                    positions,
+                    results,
+                );
             }
             base += STEP_TOKENS;
         }
@@ -362,12 +381,16 @@ unsafe fn add_values<S: Simd, const BYTES: usize, const R: usize>(
 ) {
     let padded = shape.dims_padded();
     let values = unit.as_ptr().add(shape.values_at());
-    let scales = unit.as_ptr().add(shape.scales_at()).cast::<f32>().add(shape.scales() * BLOCK_TOKENS);
+    let scales =
+        unit.as_ptr().add(shape.scales_at()).cast::<f32>().add(shape.scales() * BLOCK_TOKENS);
     let mut d = 0;
     while d < padded {
         let mut acc = [[S::zero(); 2]; R];
         for (r, acc) in acc.iter_mut().enumerate() {
-            *acc = [S::load(results.add(r * padded + d)), S::load(results.add(r * padded + d + S::LANES))];
+            *acc = [
+                S::load(results.add(r * padded + d)),
+                S::load(results.add(r * padded + d + S::LANES)),
+            ];
         }
         for position in 0..positions {
             let mut v0 = load::<S, BYTES>(values, position * padded + d);

@@ -159,7 +159,9 @@ impl Cache {
     fn unit_at(&self, layer: usize, block: u32, head: usize) -> usize {
         let shape = &self.shape;
         assert!(layer < shape.layers && (block as usize) < shape.blocks && head < shape.kv_heads);
-        layer * shape.layer_bytes() + block as usize * shape.block_bytes() + head * shape.unit_bytes()
+        layer * shape.layer_bytes()
+            + block as usize * shape.block_bytes()
+            + head * shape.unit_bytes()
     }
 
     /// Copies a block of every layer. False when one of them is not there.
@@ -180,18 +182,37 @@ impl Cache {
     ///
     /// # Panics
     /// When lengths do not agree or a place does not exist.
-    pub fn prepare(&mut self, isa: Isa, team: &Team, layer: usize, places: &[Place], heads: Heads<'_>) {
+    pub fn prepare(
+        &mut self,
+        isa: Isa,
+        team: &Team,
+        layer: usize,
+        places: &[Place],
+        heads: Heads<'_>,
+    ) {
         let shape = self.shape;
         let (tokens, dims) = (places.len(), shape.dims);
         let kv_len = shape.kv_heads * dims;
         let query_len = heads.queries.len() / tokens.max(1);
-        assert!(heads.keys.len() == tokens * kv_len && heads.values.len() == tokens * kv_len, "keys and values of a batch");
-        assert!(heads.queries.len() == tokens * query_len && query_len.is_multiple_of(dims), "queries of a batch");
-        assert!(heads.cos.len() == tokens * heads.pairs && heads.sin.len() == heads.cos.len(), "angles of a batch");
-        let units: Vec<usize> = places.iter().map(|place| {
-            assert!((place.offset as usize) < BLOCK_TOKENS, "offset in a block");
-            self.unit_at(layer, place.block, 0)
-        }).collect();
+        assert!(
+            heads.keys.len() == tokens * kv_len && heads.values.len() == tokens * kv_len,
+            "keys and values of a batch"
+        );
+        assert!(
+            heads.queries.len() == tokens * query_len && query_len.is_multiple_of(dims),
+            "queries of a batch"
+        );
+        assert!(
+            heads.cos.len() == tokens * heads.pairs && heads.sin.len() == heads.cos.len(),
+            "angles of a batch"
+        );
+        let units: Vec<usize> = places
+            .iter()
+            .map(|place| {
+                assert!((place.offset as usize) < BLOCK_TOKENS, "offset in a block");
+                self.unit_at(layer, place.block, 0)
+            })
+            .collect();
         let Heads { query_norm, key_norm, epsilon, rotary, cos, sin, pairs, .. } = heads;
         let data = Disjoint::new(&mut self.data);
         let queries = Disjoint::new(heads.queries);
@@ -216,7 +237,12 @@ impl Cache {
             let v = &values[token * kv_len..(token + 1) * kv_len];
             for (head, (k, v)) in k.chunks_exact(dims).zip(v.chunks_exact(dims)).enumerate() {
                 let at = units[token] + head * shape.unit_bytes();
-                let writer = Writer { shape: &shape, data: &data, at, offset: places[token].offset as usize };
+                let writer = Writer {
+                    shape: &shape,
+                    data: &data,
+                    at,
+                    offset: places[token].offset as usize,
+                };
                 writer.write(k, v);
             }
         };
@@ -245,7 +271,10 @@ impl Writer<'_> {
         match shape.precision {
             Precision::F32 => {
                 for (d, (k, v)) in key.iter().zip(value).enumerate() {
-                    self.put((d * BLOCK_TOKENS + self.offset) * 4, &finite(*k, f32::MAX).to_le_bytes());
+                    self.put(
+                        (d * BLOCK_TOKENS + self.offset) * 4,
+                        &finite(*k, f32::MAX).to_le_bytes(),
+                    );
                     self.put(row + d * 4, &finite(*v, f32::MAX).to_le_bytes());
                 }
             }
@@ -267,9 +296,15 @@ impl Writer<'_> {
                         self.put(row + d, &[code(*v, value_scale)]);
                     }
                     let keys = shape.scales_at();
-                    self.put(keys + (chunk * BLOCK_TOKENS + self.offset) * 4, &key_scale.to_le_bytes());
+                    self.put(
+                        keys + (chunk * BLOCK_TOKENS + self.offset) * 4,
+                        &key_scale.to_le_bytes(),
+                    );
                     let values = keys + scales * BLOCK_TOKENS * 4;
-                    self.put(values + (self.offset * scales + chunk) * 4, &value_scale.to_le_bytes());
+                    self.put(
+                        values + (self.offset * scales + chunk) * 4,
+                        &value_scale.to_le_bytes(),
+                    );
                 }
             }
         }

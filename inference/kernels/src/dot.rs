@@ -244,7 +244,13 @@ impl<const BITS: u32, const HALVES: usize, const MINIMUM: bool, const T: usize> 
         for _ in 0..self.cells {
             let record = Record::<T>(records);
             for h in 0..HALVES {
-                panel_half::<S, BITS, HALVES, MINIMUM, T>(panel, &record, self.zero_bits, h, &mut acc);
+                panel_half::<S, BITS, HALVES, MINIMUM, T>(
+                    panel,
+                    &record,
+                    self.zero_bits,
+                    h,
+                    &mut acc,
+                );
             }
             panel = panel.add(panel_cell_bytes(S::LANES));
             records = records.add(record_bytes(T));

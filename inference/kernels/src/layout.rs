@@ -259,11 +259,8 @@ impl Layout for NonLinear4 {
     }
     #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
-        let table = if S::BIASED8 {
-            NON_LINEAR_BIASED.as_ptr()
-        } else {
-            NON_LINEAR_SIGNED.as_ptr().cast()
-        };
+        let table =
+            if S::BIASED8 { NON_LINEAR_BIASED.as_ptr() } else { NON_LINEAR_SIGNED.as_ptr().cast() };
         let mut v = nibbles::<S>(p);
         for v in &mut v {
             *v = S::lookup16(table, *v);

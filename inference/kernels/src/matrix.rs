@@ -52,7 +52,9 @@ pub enum MatrixError {
         columns: usize,
     },
     /// The bytes are not those of the matrix.
-    #[error("lay out a {rows} x {columns} matrix of type {ty}: found {found_bytes} bytes, expected {expected_bytes}")]
+    #[error(
+        "lay out a {rows} x {columns} matrix of type {ty}: found {found_bytes} bytes, expected {expected_bytes}"
+    )]
     Length {
         /// The type.
         ty: TensorType,
@@ -106,7 +108,13 @@ impl Shape {
     ///
     /// # Errors
     /// [`MatrixError`] when the type has no kernels or a length is wrong.
-    pub fn regroup(&self, isa: Isa, team: &Team, source: &[u8], out: &mut [u8]) -> Result<(), MatrixError> {
+    pub fn regroup(
+        &self,
+        isa: Isa,
+        team: &Team,
+        source: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), MatrixError> {
         let kind = self.kind()?;
         let row_bytes = self.columns / self.ty.block_len() * self.ty.block_bytes();
         self.check(source.len(), row_bytes * self.rows)?;
@@ -154,7 +162,12 @@ impl Matrix {
     ///
     /// # Errors
     /// [`MatrixError`] when they do not fit.
-    pub fn new(isa: Isa, shape: Shape, storage: Arc<Storage>, start: usize) -> Result<Self, MatrixError> {
+    pub fn new(
+        isa: Isa,
+        shape: Shape,
+        storage: Arc<Storage>,
+        start: usize,
+    ) -> Result<Self, MatrixError> {
         let expected = shape.regrouped_bytes(isa)?;
         let found = storage.len().saturating_sub(start).min(expected);
         shape.check(found, expected)?;
@@ -239,7 +252,10 @@ impl Matrix {
             return float!(1 2 4 6 8);
         }
         let records = acts.codes_of(tile);
-        assert!(records.len() >= blocks * self.kind.block_columns() / 32 * crate::dot::record_bytes(tile.width));
+        assert!(
+            records.len()
+                >= blocks * self.kind.block_columns() / 32 * crate::dot::record_bytes(tile.width)
+        );
         let records = records.as_ptr();
         macro_rules! direct {
             ($($width:literal)*) => {
@@ -307,7 +323,11 @@ impl Matrix {
 }
 
 fn zero_bits<L: Layout>(isa: Isa) -> u32 {
-    if biased8(isa) { L::zero_bits::<simd::Scalar<8, true>>() } else { L::zero_bits::<simd::Scalar<8>>() }
+    if biased8(isa) {
+        L::zero_bits::<simd::Scalar<8, true>>()
+    } else {
+        L::zero_bits::<simd::Scalar<8>>()
+    }
 }
 
 thread_local! {

@@ -24,7 +24,18 @@ pub enum Gate {
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == out.len(), "lengths of a norm");
     // SAFETY: `isa` comes from detection; the lengths are equal.
-    unsafe { run(isa, RmsNorm { x: x.as_ptr(), weight: weight.as_ptr(), out: out.as_mut_ptr(), len: x.len(), epsilon }) }
+    unsafe {
+        run(
+            isa,
+            RmsNorm {
+                x: x.as_ptr(),
+                weight: weight.as_ptr(),
+                out: out.as_mut_ptr(),
+                len: x.len(),
+                epsilon,
+            },
+        )
+    }
 }
 
 /// [`rms_norm`] in place.
@@ -334,7 +345,8 @@ mod tests {
                         Gate::Silu => x / (1.0 + (-x).exp()),
                         Gate::ReluSquared => x.max(0.0).powi(2),
                         Gate::GeluTanh => {
-                            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                            let u =
+                                (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
                             0.5 * x * (1.0 + u.tanh())
                         }
                     };

@@ -28,18 +28,54 @@ pub(crate) enum Kind {
 macro_rules! with_layout {
     ($kind:expr, $L:ident => $quantised:expr, float => $float:expr) => {
         match $kind {
-            $crate::pack::Kind::Q8 => { type $L = $crate::layout::Q8; $quantised }
-            $crate::pack::Kind::Q4 => { type $L = $crate::layout::Q4; $quantised }
-            $crate::pack::Kind::Q4Min => { type $L = $crate::layout::Q4Min; $quantised }
-            $crate::pack::Kind::Q5 => { type $L = $crate::layout::Q5; $quantised }
-            $crate::pack::Kind::Q5Min => { type $L = $crate::layout::Q5Min; $quantised }
-            $crate::pack::Kind::NonLinear4 => { type $L = $crate::layout::NonLinear4; $quantised }
-            $crate::pack::Kind::K2 => { type $L = $crate::layout::K2; $quantised }
-            $crate::pack::Kind::K3 => { type $L = $crate::layout::K3; $quantised }
-            $crate::pack::Kind::K4 => { type $L = $crate::layout::K4; $quantised }
-            $crate::pack::Kind::K5 => { type $L = $crate::layout::K5; $quantised }
-            $crate::pack::Kind::K6 => { type $L = $crate::layout::K6; $quantised }
-            $crate::pack::Kind::Ternary => { type $L = $crate::layout::Ternary; $quantised }
+            $crate::pack::Kind::Q8 => {
+                type $L = $crate::layout::Q8;
+                $quantised
+            }
+            $crate::pack::Kind::Q4 => {
+                type $L = $crate::layout::Q4;
+                $quantised
+            }
+            $crate::pack::Kind::Q4Min => {
+                type $L = $crate::layout::Q4Min;
+                $quantised
+            }
+            $crate::pack::Kind::Q5 => {
+                type $L = $crate::layout::Q5;
+                $quantised
+            }
+            $crate::pack::Kind::Q5Min => {
+                type $L = $crate::layout::Q5Min;
+                $quantised
+            }
+            $crate::pack::Kind::NonLinear4 => {
+                type $L = $crate::layout::NonLinear4;
+                $quantised
+            }
+            $crate::pack::Kind::K2 => {
+                type $L = $crate::layout::K2;
+                $quantised
+            }
+            $crate::pack::Kind::K3 => {
+                type $L = $crate::layout::K3;
+                $quantised
+            }
+            $crate::pack::Kind::K4 => {
+                type $L = $crate::layout::K4;
+                $quantised
+            }
+            $crate::pack::Kind::K5 => {
+                type $L = $crate::layout::K5;
+                $quantised
+            }
+            $crate::pack::Kind::K6 => {
+                type $L = $crate::layout::K6;
+                $quantised
+            }
+            $crate::pack::Kind::Ternary => {
+                type $L = $crate::layout::Ternary;
+                $quantised
+            }
             $crate::pack::Kind::F32 | $crate::pack::Kind::F16 | $crate::pack::Kind::Bf16 => $float,
         }
     };
@@ -123,9 +159,8 @@ pub(crate) fn regroup(
         return regroup_floats(kind.block_bytes(), sources, columns, lanes, out);
     }
     let blocks = columns.div_ceil(kind.block_columns());
-    let mut splits: Vec<Split> = (0..lanes)
-        .map(|_| Split { codes: [0; 256], head: [0; 4], scales: [[0; 4]; 8] })
-        .collect();
+    let mut splits: Vec<Split> =
+        (0..lanes).map(|_| Split { codes: [0; 256], head: [0; 4], scales: [[0; 4]; 8] }).collect();
     let cells = kind.block_columns() / 32;
     let source_bytes = cells * 32 / ty.block_len() * ty.block_bytes();
     for (block, out) in out.chunks_exact_mut(kind.block_bytes() * lanes).enumerate() {
@@ -198,7 +233,9 @@ fn put_codes(codes_bytes: usize, biased8: bool, r: &[[u8; 64]; 8], width: usize,
             }
             if codes_bytes == 24 {
                 for half in 0..2 {
-                    put(&|i| (0..4).fold(0, |bits, s| bits | (r[half * 4 + s][i] >> 4 & 3) << (2 * s)));
+                    put(&|i| {
+                        (0..4).fold(0, |bits, s| bits | (r[half * 4 + s][i] >> 4 & 3) << (2 * s))
+                    });
                 }
             }
         }

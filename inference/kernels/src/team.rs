@@ -146,7 +146,8 @@ impl Team {
         }
         let shared = &*self.shared;
         // SAFETY: only the lifetime is extended; `Rest` below waits until no worker uses it.
-        let closure = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Part>(part) };
+        let closure =
+            unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Part>(part) };
         // SAFETY: no part runs now, so no worker reads the cell.
         unsafe { *shared.closure.get() = Some(closure) };
         shared.next.0.store(0, Ordering::Relaxed);

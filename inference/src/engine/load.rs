@@ -270,7 +270,10 @@ fn plan_memory(
     architecture: &Architecture,
     options: &BackendOptions,
 ) -> MemoryUse {
-    let mut memory = backend::plan(gguf, architecture, options);
+    let mut memory = match native_plan(shared.options.backend, gguf, architecture, options) {
+        Some(Ok(memory)) => memory,
+        _ => backend::plan(gguf, architecture, options),
+    };
     let logits = (shared.options.sequences_max + GUESSES_MAX) * architecture.vocab_len;
     let hidden = options.batch_tokens_max * architecture.embedding_len;
     let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
@@ -305,13 +308,33 @@ fn build(
     options: &BackendOptions,
 ) -> Result<(Box<dyn Backend>, String), LoadRefused> {
     let candle = || backend::candle::load(gguf, architecture, options);
+    match native_plan(choice, gguf, architecture, options) {
+        Some(Ok(_)) => {
+            let why =
+                if choice == BackendChoice::Native { "asked for" } else { "has kernels for it" };
+            Ok((backend::native::load(gguf, architecture, options)?, why.to_owned()))
+        }
+        Some(Err(error)) if choice == BackendChoice::Native => {
+            Err(LoadRefused::NoBackend { backend: "native", reason: error.to_string() })
+        }
+        Some(Err(error)) => Ok((candle()?, format!("native can't: {error}"))),
+        None if choice == BackendChoice::Candle => Ok((candle()?, "asked for".to_owned())),
+        None => Ok((candle()?, "built for a GPU".to_owned())),
+    }
+}
+
+/// What the native backend would hold, where the choice leads to it.
+fn native_plan(
+    choice: BackendChoice,
+    gguf: &Gguf,
+    architecture: &Architecture,
+    options: &BackendOptions,
+) -> Option<Result<MemoryUse, backend::LoadError>> {
+    let gpu = cfg!(any(feature = "cuda", feature = "metal"));
     match choice {
-        BackendChoice::Candle => Ok((candle()?, "asked for".to_owned())),
-        BackendChoice::Auto => Ok((candle()?, "no native backend in this build".to_owned())),
-        BackendChoice::Native => Err(LoadRefused::NoBackend {
-            backend: "native",
-            reason: "it is not part of this build".to_owned(),
-        }),
+        BackendChoice::Candle => None,
+        BackendChoice::Auto if gpu => None,
+        _ => Some(backend::native::plan(gguf, architecture, options)),
     }
 }
 

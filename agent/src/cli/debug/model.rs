@@ -50,6 +50,7 @@ impl Compute {
     /// The same as an engine's option.
     pub(super) fn choice(&self) -> BackendChoice {
         match self.backend {
+            BackendName::Native => BackendChoice::Native,
             BackendName::Candle => BackendChoice::Candle,
         }
     }

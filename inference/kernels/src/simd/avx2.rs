@@ -92,7 +92,8 @@ impl<const VNNI: bool> Simd for Avx<VNNI> {
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: __m256) {
         let wide = _mm256_cvtps_epi32(v);
-        let half = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+        let half =
+            _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
         _mm_storel_epi64(p.cast(), _mm_packs_epi16(half, half));
     }
     #[inline(always)]
@@ -207,7 +208,12 @@ impl<const VNNI: bool> Simd for Avx<VNNI> {
     #[inline(always)]
     unsafe fn dot16<const BITS: u32>(acc: __m256i, w: [__m256i; 4], x: *const i8) -> __m256i {
         let p = x.cast::<u8>();
-        let x = [Self::spread(p), Self::spread(p.add(4)), Self::spread(p.add(8)), Self::spread(p.add(12))];
+        let x = [
+            Self::spread(p),
+            Self::spread(p.add(4)),
+            Self::spread(p.add(8)),
+            Self::spread(p.add(12)),
+        ];
         if VNNI {
             let acc = _mm256_dpbusd_avx_epi32(acc, w[0], x[0]);
             let acc = _mm256_dpbusd_avx_epi32(acc, w[1], x[1]);
@@ -222,8 +228,10 @@ impl<const VNNI: bool> Simd for Avx<VNNI> {
         }
         // A pair of products of 6-bit weights is at most 63 * 127 * 2: two of them fit 16 bits;
         // of 5-bit weights, four.
-        let a = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
-        let b = _mm256_add_epi16(_mm256_maddubs_epi16(w[2], x[2]), _mm256_maddubs_epi16(w[3], x[3]));
+        let a =
+            _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
+        let b =
+            _mm256_add_epi16(_mm256_maddubs_epi16(w[2], x[2]), _mm256_maddubs_epi16(w[3], x[3]));
         if BITS <= 5 { widen(acc, _mm256_add_epi16(a, b)) } else { widen(widen(acc, a), b) }
     }
     #[inline(always)]

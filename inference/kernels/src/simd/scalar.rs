@@ -172,17 +172,19 @@ impl<const LANES: usize, const BIASED: bool> Simd for Scalar<LANES, BIASED> {
     }
     #[inline(always)]
     unsafe fn dot16<const BITS: u32>(acc: Self::I, w: [Self::I; 4], x: *const i8) -> Self::I {
-        each!(r = {
-            let mut sum = acc[r] as i32;
-            for (j, w) in w.iter().enumerate() {
-                for (i, byte) in w[r].to_le_bytes().into_iter().enumerate() {
-                    let signed = BITS == 8 && !BIASED;
-                    let w = if signed { i32::from(byte as i8) } else { i32::from(byte) };
-                    sum += w * i32::from(*x.add(j * 4 + i));
+        each!(
+            r = {
+                let mut sum = acc[r] as i32;
+                for (j, w) in w.iter().enumerate() {
+                    for (i, byte) in w[r].to_le_bytes().into_iter().enumerate() {
+                        let signed = BITS == 8 && !BIASED;
+                        let w = if signed { i32::from(byte as i8) } else { i32::from(byte) };
+                        sum += w * i32::from(*x.add(j * 4 + i));
+                    }
                 }
+                sum as u32
             }
-            sum as u32
-        })
+        )
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
