@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use fulmar_policy::audit;
 use fulmar_registry::catalog::{self, Filter, Slot};
+use fulmar_registry::trust;
 
 use super::{Place, output};
 use crate::config::Config;
@@ -56,6 +57,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
         memory(&config),
         agent(place),
     ];
+    checks.extend(trust(&state));
     checks.extend(models(&state));
     if args.json {
         output::json(&checks)?;
@@ -157,6 +159,31 @@ fn agent(place: &Place) -> Check {
         (Finding::Notice, "not running; `fulmar serve` starts it")
     };
     Check { finding, what: "agent", said: said.into() }
+}
+
+/// Whom this device believes, until when, and what to do where that ends.
+fn trust(state: &State) -> Vec<Check> {
+    let now_s = jiff::Timestamp::now().as_second();
+    let explained: Result<_, fulmar_store::StoreError> =
+        state.store().read_blocking(|connection| Ok(trust::explain(connection, now_s)));
+    match explained {
+        Err(error) => vec![check("trust", Err(error.to_string()))],
+        Ok(findings) => findings
+            .into_iter()
+            .map(|found| Check {
+                finding: match found.severity {
+                    trust::Severity::Fine => Finding::Good,
+                    trust::Severity::Notice => Finding::Notice,
+                    trust::Severity::Problem => Finding::Bad,
+                },
+                what: "trust",
+                said: match found.advice {
+                    Some(advice) => format!("{} {advice}", found.says),
+                    None => found.says,
+                },
+            })
+            .collect(),
+    }
 }
 
 fn models(state: &State) -> Vec<Check> {
