@@ -11,6 +11,10 @@ pub(super) enum Family {
     Qwen3,
     Phi3,
     Gemma3,
+    /// BitNet with SiLU, which is what `bitnet` means in GGUF.
+    Bitnet,
+    /// BitNet with squared ReLU: Microsoft's 2B-4T.
+    BitnetB158,
 }
 
 impl Family {
@@ -21,14 +25,32 @@ impl Family {
             "Qwen3ForCausalLM" => Ok(Self::Qwen3),
             "Phi3ForCausalLM" => Ok(Self::Phi3),
             "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => Ok(Self::Gemma3),
+            "BitNetForCausalLM" => Self::bitnet(config),
             other => Err(config::wrong(
                 "architectures",
                 format!(
                     "found {other:?}, expected LlamaForCausalLM, MistralForCausalLM, \
-                     Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM or \
-                     Gemma3ForConditionalGeneration"
+                     Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM, Gemma3ForCausalLM, \
+                     Gemma3ForConditionalGeneration or BitNetForCausalLM"
                 ),
             )),
+        }
+    }
+
+    /// BitNet's two forms differ in their activation alone. Weights that are packed, or that are to
+    /// be rounded to three values when they are loaded, are not converted.
+    fn bitnet(config: &Config) -> Result<Self, ConvertError> {
+        if config.get("quantization_config").is_some_and(|value| !value.is_null()) {
+            let reason = "packed or rounded weights are not converted: take the publisher's GGUF";
+            return Err(config::wrong("quantization_config", reason.to_owned()));
+        }
+        match config.get("hidden_act").and_then(serde_json::Value::as_str) {
+            Some("silu") => Ok(Self::Bitnet),
+            Some("relu2") | None => Ok(Self::BitnetB158),
+            Some(other) => {
+                let reason = format!("found {other:?}, expected relu2 or silu");
+                Err(config::wrong("hidden_act", reason))
+            }
         }
     }
 
@@ -40,6 +62,8 @@ impl Family {
             Self::Qwen3 => "qwen3",
             Self::Phi3 => "phi3",
             Self::Gemma3 => "gemma3",
+            Self::Bitnet => "bitnet",
+            Self::BitnetB158 => "bitnet-b1.58",
         }
     }
 
@@ -64,6 +88,12 @@ impl Family {
         if matches!(self, Self::Qwen3 | Self::Gemma3) {
             parts
                 .extend([("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")]);
+        }
+        if matches!(self, Self::Bitnet | Self::BitnetB158) {
+            parts.extend([
+                ("self_attn.attn_sub_norm", "attn_sub_norm"),
+                ("mlp.ffn_sub_norm", "ffn_sub_norm"),
+            ]);
         }
         if self == Self::Gemma3 {
             parts.extend([
