@@ -10,6 +10,7 @@ mod lines;
 mod logits;
 mod model;
 mod npz;
+mod render;
 mod sample;
 mod tokens;
 
@@ -36,6 +37,9 @@ enum Command {
     Tokenize(tokens::Args),
     /// Token ids to text: JSON lines `{ids}` in, `{text}` out.
     Detokenize(tokens::Args),
+    /// Conversations to prompts: JSON lines `{messages, tools, kwargs, add_generation_prompt}` in,
+    /// `{text}` or `{error}` out.
+    Render(render::Args),
     /// Write a small model with random weights.
     Sample(sample::Args),
 }
@@ -49,6 +53,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::run(args),
         Command::Tokenize(args) => tokens::tokenize(args),
         Command::Detokenize(args) => tokens::detokenize(args),
+        Command::Render(args) => render::run(args),
         Command::Sample(args) => sample::run(args),
     }
 }

@@ -5,11 +5,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 use fulmar_inference::backend::Rows;
+use fulmar_inference::chat::{self, ChatTemplate, RenderInput};
 use fulmar_inference::gguf::Gguf;
 use fulmar_inference::tokenizer::{Special, Tokenizer};
+use serde_json::Value;
 
 use super::lines;
 use super::model::{Compute, Sequence, open};
+use super::render::now_s;
 
 /// Arguments of `fulmar debug greedy`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +34,8 @@ struct Given {
     ids: Option<Vec<u32>>,
     #[serde(default)]
     text: Option<String>,
+    #[serde(default)]
+    messages: Option<Vec<Value>>,
     add: usize,
 }
 
@@ -55,22 +60,39 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let gguf = open(&args.model)?;
     let tokenizer = Tokenizer::from_gguf(&gguf).context("understand the vocabulary")?;
     lines::answer(|given: Given| {
-        let (rendered, prompt_ids) = prompt(&tokenizer, &given)?;
+        let (rendered, prompt_ids) = prompt(&gguf, &tokenizer, &given)?;
         greedy(&gguf, &args, &tokenizer, Continued::after(rendered, prompt_ids), given.add)
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn prompt(tokenizer: &Tokenizer, given: &Given) -> anyhow::Result<(Option<String>, Vec<u32>)> {
-    match (&given.ids, &given.text) {
-        (Some(ids), None) => Ok((None, ids.clone())),
-        (None, Some(text)) => {
+fn prompt(
+    gguf: &Gguf,
+    tokenizer: &Tokenizer,
+    given: &Given,
+) -> anyhow::Result<(Option<String>, Vec<u32>)> {
+    match (&given.ids, &given.text, &given.messages) {
+        (Some(ids), None, None) => Ok((None, ids.clone())),
+        (None, Some(text), None) => {
             let mut ids = Vec::new();
             ids.extend(tokenizer.bos().filter(|_| tokenizer.add_bos()));
             ids.extend(tokenizer.encode(text, Special::Plain));
             Ok((Some(text.clone()), ids))
         }
-        _ => bail!("find a prompt: expected one of ids, text"),
+        (None, None, Some(messages)) => {
+            let template = ChatTemplate::from_gguf(gguf, tokenizer)?;
+            let template = template.context("find a chat template in the model")?;
+            let input = RenderInput {
+                messages,
+                tools: None,
+                kwargs: &Value::Null,
+                add_generation_prompt: true,
+                now_s: now_s(),
+            };
+            let encoded = chat::encode(&template, tokenizer, &input)?;
+            Ok((Some(encoded.text), encoded.ids))
+        }
+        _ => bail!("find a prompt: expected one of ids, text, messages"),
     }
 }
 
