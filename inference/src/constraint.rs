@@ -5,20 +5,24 @@
 //! - Every token a guide allows leads to a text that can still be finished; an end token is allowed
 //!   only where the text is complete. So an answer that ended by itself is valid; one cut by
 //!   `max_tokens` says so.
+//! - Numbers in JSON have at most 15 digits and exponents below 100, where the schema leaves the
+//!   choice: what every reader reads the same.
 //! - What can't be enforced is refused, with the keyword to blame, not ignored.
 //! - A schema or grammar is bounded in size and depth before a recursive parser sees it.
 
 mod gbnf;
+mod json;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
-use serde_json::{Value, json};
+use serde_json::Value;
 use toktrie::{InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie, TokenizerEnv};
 
 use crate::engine::Constraint;
+use json::NumberGuard;
 
 /// Bytes of a schema or grammar at most.
 pub const GRAMMAR_BYTES_MAX: usize = 512 * 1024;
@@ -57,6 +61,13 @@ pub enum ConstraintError {
 /// A model's vocabulary, ready to compile constraints against.
 pub struct Vocabulary {
     factory: ParserFactory,
+    words: Arc<Words>,
+}
+
+/// Tokens' bytes, and which of them have digits.
+struct Words {
+    all: Vec<Vec<u8>>,
+    with_digits: Vec<u32>,
 }
 
 impl std::fmt::Debug for Vocabulary {
@@ -88,13 +99,13 @@ impl Vocabulary {
     ///
     /// # Errors
     /// [`ConstraintError::Vocabulary`].
-    pub fn new(words: &[Vec<u8>], ends: &[u32]) -> Result<Self, ConstraintError> {
+    pub fn new(words: Vec<Vec<u8>>, ends: &[u32]) -> Result<Self, ConstraintError> {
         let refuse = |text: &str| ConstraintError::Vocabulary(text.to_owned());
         let count = u32::try_from(words.len()).map_err(|_| refuse("it is too big"))?;
         let ends: Vec<u32> = ends.iter().copied().filter(|&id| id < count).collect();
         let Some(&end) = ends.first() else { return Err(refuse("it has no end token")) };
         let build = || {
-            let trie = TokTrie::from(&TokRxInfo::new(count, end), words).with_eos_tokens(&ends);
+            let trie = TokTrie::from(&TokRxInfo::new(count, end), &words).with_eos_tokens(&ends);
             let env: toktrie::TokEnv = Arc::new(Trie(trie));
             let slices = llguidance::earley::SlicedBiasComputer::general_slices();
             ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
@@ -103,7 +114,9 @@ impl Vocabulary {
             guarded(build)?.map_err(|e| ConstraintError::Vocabulary(e.to_string()))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory })
+        let digits = |id: &u32| words[*id as usize].iter().any(u8::is_ascii_digit);
+        let with_digits = (0..count).filter(digits).collect();
+        Ok(Self { factory, words: Arc::new(Words { all: words, with_digits }) })
     }
 
     /// Compiles a constraint.
@@ -118,7 +131,9 @@ impl Vocabulary {
         if let Some(reason) = matcher.get_error() {
             return Err(blame(constraint, &reason));
         }
-        Ok(Guide { matcher, mask: SimpleVob::new() })
+        let is_json = matches!(constraint, Constraint::JsonSchema(_) | Constraint::Json);
+        let numbers = is_json.then(|| (NumberGuard::default(), Arc::clone(&self.words)));
+        Ok(Guide { matcher, mask: SimpleVob::new(), numbers })
     }
 }
 
@@ -133,9 +148,13 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
         Constraint::JsonSchema(schema) => {
             check_depth(schema)?;
             check_bytes(schema.to_string().len())?;
-            TopLevelGrammar::from_json_schema(rigid(schema.clone()))
+            if let Some(keyword) = json::inexact(schema) {
+                let reason = "whole numbers beyond 2^53 can't be kept exactly".to_owned();
+                return Err(ConstraintError::Keyword { keyword: keyword.to_owned(), reason });
+            }
+            TopLevelGrammar::from_json_schema(json::prepare(schema))
         }
-        Constraint::Json => TopLevelGrammar::from_json_schema(rigid(json!({}))),
+        Constraint::Json => TopLevelGrammar::from_json_schema(json::prepare(&Value::Bool(true))),
         Constraint::Regex(regex) => {
             check_text(regex)?;
             TopLevelGrammar::from_regex(regex)
@@ -151,19 +170,6 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
             TopLevelGrammar::from_grammar(GrammarWithLexer::from_lark(lark))
         }
     })
-}
-
-/// White space is fixed, so that a model can't spend its answer on it.
-fn rigid(schema: Value) -> Value {
-    let options = json!({ "whitespace_flexible": false });
-    match schema {
-        Value::Object(mut object) => {
-            object.insert("x-guidance".to_owned(), options);
-            Value::Object(object)
-        }
-        Value::Bool(true) => json!({ "x-guidance": options }),
-        other => other,
-    }
 }
 
 fn check_bytes(found: usize) -> Result<(), ConstraintError> {
@@ -255,6 +261,9 @@ fn blame(constraint: &Constraint, message: &str) -> ConstraintError {
         .split_once("Unimplemented keys: [\"")
         .and_then(|(_, rest)| rest.split_once('"'))
         .map(|(keyword, _)| keyword.to_owned());
+    if message.contains("Reference segment") {
+        return ConstraintError::Keyword { keyword: "$ref".to_owned(), reason };
+    }
     let lower = message.to_lowercase();
     let named = || {
         let named = KEYWORDS.iter().find(|k| {
@@ -284,6 +293,8 @@ fn first_lines(message: &str) -> String {
 pub struct Guide {
     matcher: Matcher,
     mask: SimpleVob,
+    /// For JSON only.
+    numbers: Option<(NumberGuard, Arc<Words>)>,
 }
 
 impl std::fmt::Debug for Guide {
@@ -303,6 +314,11 @@ impl Guide {
             .matcher
             .compute_mask_or_eos()
             .map_err(|e| ConstraintError::Grammar(first_lines(&e.to_string())))?;
+        if let Some((guard, words)) = &self.numbers {
+            let tokens =
+                words.with_digits.iter().map(|&id| (id, words.all[id as usize].as_slice()));
+            guard.narrow(&mut self.mask, tokens);
+        }
         Ok(self.mask.as_slice())
     }
 
@@ -314,6 +330,9 @@ impl Guide {
         self.matcher
             .consume_token(token)
             .map_err(|e| ConstraintError::Grammar(first_lines(&e.to_string())))?;
+        if let Some((guard, words)) = &mut self.numbers {
+            guard.take(words.all.get(token as usize).map_or(&[], Vec::as_slice));
+        }
         Ok(if self.matcher.is_stopped() { Progress::Complete } else { Progress::Open })
     }
 }

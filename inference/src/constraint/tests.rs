@@ -1,10 +1,12 @@
+use serde_json::json;
+
 use super::*;
 
 /// One token per byte, and an end token.
 fn bytes() -> Vocabulary {
     let mut words: Vec<Vec<u8>> = (0..=255u8).map(|b| vec![b]).collect();
     words.push(Vec::new());
-    Vocabulary::new(&words, &[256]).expect("a vocabulary")
+    Vocabulary::new(words, &[256]).expect("a vocabulary")
 }
 
 const END: u32 = 256;
@@ -68,6 +70,7 @@ fn an_unsupported_schema_is_refused_with_the_keyword_to_blame() {
         ("oneOf", json!({ "oneOf": [{ "minimum": 3 }, { "maximum": 10 }] })),
         ("pattern", json!({ "type": "string", "pattern": "(?=a)b" })),
         ("format", json!({ "type": "string", "format": "no-such-format" })),
+        ("const", json!({ "const": [12_345_678_901_234_567_u64] })),
         ("contains", json!({ "type": "array", "contains": { "const": 1 } })),
     ];
     for (keyword, schema) in cases {
@@ -187,6 +190,23 @@ fn gbnf_escapes_and_repetitions_are_understood() {
 
 #[test]
 fn a_vocabulary_without_an_end_token_is_refused() {
-    assert!(matches!(Vocabulary::new(&[b"a".to_vec()], &[]), Err(ConstraintError::Vocabulary(_))));
-    assert!(Vocabulary::new(&[b"a".to_vec()], &[7]).is_err());
+    assert!(matches!(
+        Vocabulary::new(vec![b"a".to_vec()], &[]),
+        Err(ConstraintError::Vocabulary(_))
+    ));
+    assert!(Vocabulary::new(vec![b"a".to_vec()], &[7]).is_err());
+}
+
+#[test]
+fn numbers_stay_within_what_readers_hold_and_bounds_are_kept() {
+    let number = Constraint::JsonSchema(json!({ "type": "number" }));
+    assert!(accepts(&number, "-12.5e-3") && !accepts(&number, "1e999"));
+    assert!(!accepts(&Constraint::Json, "[1234567890123456789]"));
+    let between = Constraint::JsonSchema(
+        json!({ "type": "number", "exclusiveMinimum": -5.5, "exclusiveMaximum": -5.0 }),
+    );
+    assert!(accepts(&between, "-5.25"));
+    for outside in ["-5", "-5.0", "-5.5", "-5.50"] {
+        assert!(!accepts(&between, outside), "{outside}");
+    }
 }

@@ -43,7 +43,7 @@ impl Front {
             let is_text = |id| !self.tokenizer.is_control(id) && !self.tokenizer.is_reserved(id);
             let word = |id| if is_text(id) { self.tokenizer.token_bytes(id) } else { &[] };
             let words: Vec<Vec<u8>> = (0..count).map(|id| word(id).to_vec()).collect();
-            Vocabulary::new(&words, self.tokenizer.ends())
+            Vocabulary::new(words, self.tokenizer.ends())
         });
         vocabulary.as_ref().map_err(Clone::clone)?.compile(constraint)
     }
