@@ -57,8 +57,9 @@ CREATE TABLE device (
     seen_s INTEGER,
     address TEXT,
     boot_id TEXT,
-    -- What the director wants: raised with every change of the desired state.
-    generation INTEGER NOT NULL DEFAULT 0,
+    -- What the director wants: raised with every change of the desired state. The first, of a new
+    -- device, is to hold nothing.
+    generation INTEGER NOT NULL DEFAULT 1,
     generation_seen INTEGER NOT NULL DEFAULT 0,
     generation_applied INTEGER NOT NULL DEFAULT 0,
     disk_free_bytes INTEGER,

@@ -40,18 +40,18 @@ async fn a_deployment_reaches_a_device_and_both_repositories_admit_it() {
     let device = plane.device("pump-7").await;
 
     let before = device.check_in(&check_in(0)).await;
-    assert_eq!(before.generation, 0);
+    assert_eq!(before.generation, 1);
 
     let order = json!({ "model": "acme/tiny:v1", "devices": [device.id] });
     let deployment = plane.post("/api/v1/deployments", order).await;
     assert_eq!(deployment["digest"], digest.to_string());
     let after = device.check_in(&check_in(0)).await;
-    assert_eq!(after.generation, 1);
+    assert_eq!(after.generation, 2);
     assert!(after.director_timestamp_version > before.director_timestamp_version);
 
     let registry = refresh(&device, Repo::Registry, &device.joined.registry_root).await;
     let director = refresh(&device, Repo::Director, &device.joined.director_root).await;
-    assert_eq!(director.targets_version(), Some(1));
+    assert_eq!(director.targets_version(), Some(2));
     assert_eq!(registry.timestamp_version(), Some(after.registry_timestamp_version));
     let admission = Admission { now_s: now_s(), device_id: Some(&device.id), release_floor: None };
     let admitted = admit(&registry, &director, "acme/tiny/v1.json", &admission).unwrap();
@@ -76,7 +76,7 @@ async fn a_deployment_reaches_a_device_and_both_repositories_admit_it() {
     assert_eq!(rest.headers()["content-range"], "bytes 150000-199999/200000");
     assert_eq!(rest.bytes().await.unwrap(), weights[150_000..]);
 
-    let mut done = check_in(1);
+    let mut done = check_in(2);
     done.models = vec![holds(&digest, ModelState::Active)];
     device.check_in(&done).await;
     let shown = plane.get("/api/v1/deployments/1").await;
@@ -96,20 +96,20 @@ async fn stopping_puts_back_what_has_not_arrived_and_leaves_what_has() {
     let (arrived, waiting) = (plane.device("arrived").await, plane.device("waiting").await);
     plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
     for device in [&arrived, &waiting] {
-        let mut request = check_in(1);
+        let mut request = check_in(2);
         request.models = vec![holds(&one, ModelState::Active)];
         device.check_in(&request).await;
     }
     let two = plane.publish(2, b"weights two").await;
     plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
-    let mut request = check_in(2);
+    let mut request = check_in(3);
     request.models = vec![holds(&two, ModelState::Active)];
     arrived.check_in(&request).await;
 
     let stopped = plane.post("/api/v1/deployments/2/stop", json!({})).await;
     assert_eq!(stopped["devices_put_back"], 1);
-    assert_eq!(arrived.check_in(&request).await.generation, 2);
-    assert_eq!(waiting.check_in(&check_in(1)).await.generation, 3);
+    assert_eq!(arrived.check_in(&request).await.generation, 3);
+    assert_eq!(waiting.check_in(&check_in(2)).await.generation, 4);
     let shown = plane.get(&format!("/api/v1/devices/{}", waiting.id)).await;
     assert_eq!(shown["desired"][0]["digest"], one.to_string());
     let again = plane.call(Method::POST, "/api/v1/deployments/2/stop", Some(json!({}))).await;
@@ -122,7 +122,7 @@ async fn a_device_that_joins_later_gets_what_all_devices_have() {
     plane.publish(1, b"weights").await;
     plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
     let device = plane.device("late").await;
-    assert_eq!(device.check_in(&check_in(0)).await.generation, 1);
+    assert_eq!(device.check_in(&check_in(0)).await.generation, 2);
     let director = refresh(&device, Repo::Director, &device.joined.director_root).await;
     assert!(director.target("acme/tiny/v1.json").is_some());
     assert_eq!(director.device_id(), Some(device.id.as_str()));

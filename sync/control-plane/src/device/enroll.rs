@@ -49,7 +49,7 @@ pub(super) async fn enroll(
             let new = fleet::NewDevice {
                 id: &id,
                 name: &request.name,
-                audit_key: &request.audit_key,
+                audit_key: &request.audit_key.to_ascii_lowercase(),
                 facts: &request.facts,
                 certificate: &certificate,
             };
