@@ -1,0 +1,82 @@
+//! kill -9 at random moments.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+use crate::random::Random;
+use crate::work;
+
+/// How long a killed worker may take to serve again.
+const SERVING_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a worker said until it was killed.
+struct Life {
+    /// The newest release that it said is active, 0 for none.
+    said_active: u64,
+    /// From its start until it served what was there, if anything was.
+    served_after: Option<Duration>,
+}
+
+/// Kills a worker `count` times at random moments of its cycle and checks what it left.
+pub(crate) fn rounds(count: u64, seed: u64) -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut random = Random::new(seed);
+    let (mut before, mut slowest, mut releases) = (0, Duration::ZERO, 0);
+    let started = Instant::now();
+    for round in 1..=count {
+        // A cycle takes some ten milliseconds; the start of the process is hit now and then.
+        let delay = Duration::from_micros(random.below(120_000));
+        let life = live(dir.path(), delay)?;
+        let serving = work::check(dir.path())
+            .with_context(|| format!("kill {round} of {count} after {delay:?} (seed {seed})"))?;
+        let known = life.said_active.max(before);
+        ensure!(
+            serving >= known,
+            "kill {round}: release {serving} serves, {known} was durable before"
+        );
+        if let Some(served_after) = life.served_after {
+            slowest = slowest.max(served_after);
+        }
+        ensure!(slowest < SERVING_WITHIN, "kill {round}: serving again took {slowest:?}");
+        releases += serving - before;
+        before = serving;
+    }
+    ensure!(releases > 0, "no kill came late enough for a release to be activated");
+    println!(
+        "killed {count} times: {releases} releases went through, serving again after {slowest:?} \
+         at most, {:?} in all",
+        started.elapsed()
+    );
+    Ok(())
+}
+
+fn live(dir: &std::path::Path, delay: Duration) -> anyhow::Result<Life> {
+    let started = Instant::now();
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg("--worker")
+        .arg(dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start a worker")?;
+    let stdout = child.stdout.take().context("read what the worker says")?;
+    let listener = thread::spawn(move || {
+        let mut life = Life { said_active: 0, served_after: None };
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if let Some(release) = line.strip_prefix("active ") {
+                life.said_active = release.parse().unwrap_or(0);
+            } else if line.starts_with("serving ") {
+                life.served_after = Some(started.elapsed());
+            }
+        }
+        life
+    });
+    thread::sleep(delay);
+    child.kill().context("kill the worker")?;
+    let status = child.wait()?;
+    ensure!(status.code().is_none(), "the worker ended by itself: {status}");
+    listener.join().map_err(|_| anyhow::anyhow!("the listener panicked"))
+}

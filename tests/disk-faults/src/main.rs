@@ -1,0 +1,56 @@
+//! What the registry does when the plug is pulled and when disks fail: a worker that downloads,
+//! verifies, installs, activates and collects garbage without end, and tests that kill it, break
+//! its disk, take its room and flip its bits.
+//!
+//! After each fault: old state or new state, never neither; no partial blob; the audit log whole
+//! and saying what the slots say; serving again in time.
+
+mod disk;
+mod flips;
+mod kill;
+mod random;
+mod work;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Pulls the plug and breaks disks.
+#[derive(Debug, Parser)]
+struct Args {
+    /// All rounds: 1000 kills, every operation failing, 64 budgets, 10000 flips.
+    #[arg(long)]
+    full: bool,
+    /// Begins the random numbers.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Works in this folder until killed; what the tests start.
+    #[arg(long, hide = true)]
+    worker: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match &args.worker {
+        Some(dir) => work::forever(dir),
+        None => all(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("faults: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn all(args: &Args) -> anyhow::Result<()> {
+    let rounds = |full, few| if args.full { full } else { few };
+    println!("seed {}", args.seed);
+    disk::every_operation_fails()?;
+    disk::budgets(rounds(64, 16))?;
+    flips::in_files(rounds(10_000, 300), args.seed)?;
+    flips::in_transit(rounds(10_000, 300), args.seed)?;
+    kill::rounds(rounds(1_000, 40), args.seed)
+}
