@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use fulmar_inference::chat::{Delta, OutputParser, ToolCall};
 use fulmar_inference::engine::{
     Event, FinishReason, Generation, Logprobs, Refused, Request, Usage,
 };
@@ -74,6 +75,10 @@ impl Answer {
 pub(crate) enum Part {
     /// Text that became certain.
     Text { text: String, logprob: Option<Logprobs> },
+    /// More of what the model thinks before it answers.
+    Reasoning { text: String },
+    /// A call of a tool.
+    Call(ToolCall),
     /// The answer is complete and recorded.
     Done { reason: FinishReason, usage: Usage },
     /// The answer failed; that is recorded.
@@ -100,7 +105,7 @@ pub(crate) async fn ask(
     request.priority = limits.priority.saturating_mul(28);
     let tokens_max = limits.max_tokens;
     request.max_tokens = Some(request.max_tokens.map_or(tokens_max, |n| n.min(tokens_max)));
-    let generation = match generate(app, permit, &model, request).await {
+    let mut generation = match generate(app, permit, &model, request).await {
         Ok(generation) => generation,
         Err(refused) => {
             record.close(Outcome::Denied, json!({ "reason": refused.to_string() })).await?;
@@ -110,7 +115,8 @@ pub(crate) async fn ask(
     let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
     let entry = record.entry;
     app.metrics().asked(&model.name);
-    let relay = Relay { app: Arc::clone(app), record, in_flight, sender };
+    let parser = generation.take_parser();
+    let relay = Relay { app: Arc::clone(app), record, in_flight, parser, sender };
     app.answers().spawn(relay.run(generation));
     Ok(Answer { entry, model, events })
 }
@@ -215,11 +221,12 @@ struct Relay {
     app: Arc<App>,
     record: Record,
     in_flight: InFlight,
+    parser: Option<OutputParser>,
     sender: mpsc::Sender<Part>,
 }
 
 impl Relay {
-    async fn run(self, mut generation: Generation) {
+    async fn run(mut self, mut generation: Generation) {
         let mut digest = Context::new(&SHA256);
         let mut text_kept = String::new();
         let mut tokens = 0_u64;
@@ -236,7 +243,8 @@ impl Relay {
                     if self.record.content == LogContent::Full {
                         text_kept += &text;
                     }
-                    if self.sender.send(Part::Text { text, logprob }).await.is_err() {
+                    let parts = self.taken_apart(text, logprob);
+                    if self.send(parts).await.is_err() {
                         break End::ClientGone;
                     }
                 }
@@ -247,12 +255,30 @@ impl Relay {
         };
         // Dropped before the entry is written: a client that went away frees its place at once.
         drop(generation);
+        let rest = self.parser.as_mut().map(OutputParser::finish).unwrap_or_default();
+        let sent = self.send(rest.into_iter().map(part).collect()).await;
+        let end = if sent.is_err() { End::ClientGone } else { end };
         let mut detail = end.detail(tokens);
         detail["answer_sha256"] = hex::encode(digest.finish()).into();
         if self.record.content == LogContent::Full {
             detail["answer"] = text_kept.into();
         }
         self.finish(end, tokens, detail).await;
+    }
+
+    /// Content, reasoning and calls; log-probabilities go with the text they are of, whole.
+    fn taken_apart(&mut self, text: String, logprob: Option<Logprobs>) -> Vec<Part> {
+        match &mut self.parser {
+            Some(parser) if logprob.is_none() => parser.push(&text).into_iter().map(part).collect(),
+            _ => vec![Part::Text { text, logprob }],
+        }
+    }
+
+    async fn send(&self, parts: Vec<Part>) -> Result<(), mpsc::error::SendError<Part>> {
+        for part in parts {
+            self.sender.send(part).await?;
+        }
+        Ok(())
     }
 
     async fn finish(mut self, end: End, tokens: u64, detail: Value) {
@@ -277,6 +303,14 @@ impl Relay {
         };
         // The client may have gone meanwhile; the entry says all there is to say.
         let _ = self.sender.send(part).await;
+    }
+}
+
+fn part(delta: Delta) -> Part {
+    match delta {
+        Delta::Content(text) => Part::Text { text, logprob: None },
+        Delta::Reasoning(text) => Part::Reasoning { text },
+        Delta::ToolCall(call) => Part::Call(call),
     }
 }
 

@@ -50,6 +50,7 @@ pub use status::{
     EngineStatus, KvStatus, MemoryStatus, ModelInfo, ModelStatus, QueueStatus, Totals,
 };
 
+use crate::chat::OutputParser;
 use crate::gguf::Gguf;
 use crate::governor::{Narrowing, Strength};
 use crate::tokenizer::Tokenizer;
@@ -231,8 +232,8 @@ impl Engine {
         let shared = Arc::clone(&self.shared);
         let preparing =
             tokio::task::spawn_blocking(move || prompt::generate(&shared, request, place));
-        let events = preparing.await.map_err(|e| Refused::Template(e.to_string()))??;
-        Ok(Generation { events, told: Told::NotYet })
+        let (events, parser) = preparing.await.map_err(|e| Refused::Template(e.to_string()))??;
+        Ok(Generation { events, parser, told: Told::NotYet })
     }
 
     /// Turns texts into vectors, by the model's own pooling type (the mean where it has none).
@@ -315,6 +316,7 @@ fn resident_bytes() -> Option<u64> {
 #[derive(Debug)]
 pub struct Generation {
     events: tokio::sync::mpsc::Receiver<Event>,
+    parser: Option<OutputParser>,
     told: Told,
 }
 
@@ -326,6 +328,12 @@ enum Told {
 }
 
 impl Generation {
+    /// What takes the answer to a conversation apart into content, reasoning and tool calls, as
+    /// this model's template writes them. `None` after the first call and for other prompts.
+    pub fn take_parser(&mut self) -> Option<OutputParser> {
+        self.parser.take()
+    }
+
     /// The next event; `None` after `Done` or `Failed`.
     pub async fn next(&mut self) -> Option<Event> {
         let event = self.events.recv().await;

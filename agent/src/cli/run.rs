@@ -124,6 +124,11 @@ async fn ask_once(
                 std::io::stdout().flush()?;
                 text += &more;
             }
+            Part::Reasoning { text: thought } => {
+                eprint!("{thought}");
+                std::io::stderr().flush()?;
+            }
+            Part::Call(call) => println!("{}", json!({ call.name: call.arguments })),
             Part::Done { reason, usage } => {
                 println!();
                 if reason == FinishReason::Length {

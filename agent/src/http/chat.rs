@@ -8,6 +8,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use fulmar_inference::chat::ToolCall;
 use fulmar_inference::engine::{FinishReason, Logprobs, Usage};
 use fulmar_policy::Action;
 use serde_json::{Value, json};
@@ -88,6 +89,8 @@ impl Frame {
 
 async fn whole(mut answer: Answer, frame: Frame) -> Result<Response, ApiError> {
     let mut text = String::new();
+    let mut reasoning = String::new();
+    let mut calls = Vec::new();
     let mut logprobs = Vec::new();
     while let Some(part) = answer.next().await {
         match part {
@@ -97,14 +100,24 @@ async fn whole(mut answer: Answer, frame: Frame) -> Result<Response, ApiError> {
                 }
                 text += &more;
             }
+            Part::Reasoning { text: more } => reasoning += &more,
+            Part::Call(call) => calls.push(call_object(&call, calls.len())),
             Part::Done { reason, usage } => {
                 let logprobs =
                     if frame.logprobs { json!({ "content": logprobs }) } else { Value::Null };
+                let finish = if calls.is_empty() { finish_name(reason) } else { "tool_calls" };
+                let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
+                if !reasoning.is_empty() {
+                    message["reasoning_content"] = reasoning.into();
+                }
+                if !calls.is_empty() {
+                    message["tool_calls"] = calls.into();
+                }
                 let choice = json!({
                     "index": 0,
-                    "message": { "role": "assistant", "content": text, "refusal": null },
+                    "message": message,
                     "logprobs": logprobs,
-                    "finish_reason": finish_name(reason),
+                    "finish_reason": finish,
                 });
                 let mut object = frame.object("chat.completion", json!([choice]));
                 object["usage"] = usage_object(&usage);
@@ -126,6 +139,7 @@ fn stream(mut answer: Answer, frame: Frame, with_usage: bool) -> Response {
     tokio::spawn(async move {
         let role = json!({ "role": "assistant", "content": "", "refusal": null });
         let mut next = Some(frame.chunk(role, Value::Null, None));
+        let mut calls = 0;
         loop {
             // A failed send is a client that went away: dropping the answer cancels it.
             if let Some(chunk) = next.take()
@@ -146,8 +160,19 @@ fn stream(mut answer: Answer, frame: Frame, with_usage: bool) -> Response {
                     );
                     next = Some(frame.chunk(json!({ "content": text }), logprobs, None));
                 }
+                Some(Part::Reasoning { text }) => {
+                    let delta = json!({ "reasoning_content": text });
+                    next = Some(frame.chunk(delta, Value::Null, None));
+                }
+                Some(Part::Call(call)) => {
+                    let mut object = call_object(&call, calls);
+                    object["index"] = calls.into();
+                    calls += 1;
+                    next = Some(frame.chunk(json!({ "tool_calls": [object] }), Value::Null, None));
+                }
                 Some(Part::Done { reason, usage }) => {
-                    let mut last = frame.chunk(json!({}), Value::Null, Some(finish_name(reason)));
+                    let finish = if calls == 0 { finish_name(reason) } else { "tool_calls" };
+                    let mut last = frame.chunk(json!({}), Value::Null, Some(finish));
                     last["timings"] = timings(&usage);
                     let _ = sender.send(last).await;
                     if with_usage {
@@ -189,6 +214,15 @@ fn finish_name(reason: FinishReason) -> &'static str {
         // OpenAI knows no other word for an answer that was cut off.
         FinishReason::Length | FinishReason::Deadline | FinishReason::Cancelled => "length",
     }
+}
+
+/// A call of a tool as OpenAI writes it: the arguments as text.
+fn call_object(call: &ToolCall, number: usize) -> Value {
+    json!({
+        "id": format!("call_{number}_{}", uuid::Uuid::now_v7().simple()),
+        "type": "function",
+        "function": { "name": call.name, "arguments": call.arguments.to_string() },
+    })
 }
 
 fn usage_object(usage: &Usage) -> Value {

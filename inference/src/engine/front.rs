@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use crate::chat::ChatTemplate;
 use crate::constraint::{ConstraintError, Guide, Vocabulary};
 use crate::engine::Constraint;
 use crate::model::Pooling;
@@ -14,6 +15,8 @@ pub(crate) struct Front {
     /// Tells a model from an earlier one of the same name.
     pub(crate) ordinal: u64,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    /// The file's chat template; a broken one refuses conversations, not the model.
+    pub(crate) template: Result<Option<ChatTemplate>, String>,
     pub(crate) pooling: Pooling,
     pub(crate) context_tokens: usize,
     /// Rows of the logits: at least the tokenizer's tokens.
@@ -27,12 +30,13 @@ impl Front {
         name: String,
         ordinal: u64,
         tokenizer: Arc<Tokenizer>,
+        template: Result<Option<ChatTemplate>, String>,
         pooling: Pooling,
         context_tokens: usize,
         vocab_len: usize,
     ) -> Self {
         let vocabulary = OnceLock::new();
-        Self { name, ordinal, tokenizer, pooling, context_tokens, vocab_len, vocabulary }
+        Self { name, ordinal, tokenizer, template, pooling, context_tokens, vocab_len, vocabulary }
     }
 
     /// Compiles a constraint against the model's vocabulary.

@@ -16,6 +16,7 @@ use super::runner::Order;
 use super::status::ModelInfo;
 use super::{Hold, Shared};
 use crate::backend::{self, BLOCK_TOKENS, Backend, BackendOptions, MemoryUse};
+use crate::chat::ChatTemplate;
 use crate::gguf::Gguf;
 use crate::kv::{BlockPool, blocks_for};
 use crate::model::Architecture;
@@ -169,10 +170,12 @@ pub(super) fn load(
     let (backend, reason) =
         build(shared.options.backend, gguf, &planned.architecture, &planned.backend)?;
     let memory = plan_memory(shared, gguf, &planned.architecture, &planned.backend);
+    let template = ChatTemplate::from_gguf(gguf, &planned.tokenizer).map_err(|e| e.to_string());
     let front = Arc::new(Front::new(
         name.to_owned(),
         shared.next_ordinal(),
         planned.tokenizer,
+        template,
         planned.architecture.pooling,
         context_tokens,
         planned.architecture.vocab_len,

@@ -4,7 +4,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,7 @@ use super::request::{
 use super::runner::Job;
 use super::sequence::{Kind, Sequence};
 use super::vector::Vector;
+use crate::chat::{self, ChatError, Family, OutputParser, RenderInput, Tools};
 use crate::sampler::Sampler;
 use crate::tokenizer::{Special, Tokenizer};
 
@@ -28,12 +29,12 @@ pub(super) fn generate(
     shared: &Shared,
     request: Request,
     mut place: Place,
-) -> Result<mpsc::Receiver<Event>, Refused> {
+) -> Result<(mpsc::Receiver<Event>, Option<OutputParser>), Refused> {
     let accepted_at = Instant::now();
     let front = front(shared, &request.model)?;
     check(&request)?;
     place.hold(prompt_bytes(&request.prompt))?;
-    let tokens = tokens(&front, &request.prompt)?;
+    let (tokens, parser) = tokens(&front, &request.prompt)?;
     place.hold(size_of_val(tokens.as_slice()) as u64)?;
     let room = front.context_tokens.saturating_sub(tokens.len());
     if room == 0 {
@@ -61,7 +62,7 @@ pub(super) fn generate(
     let (principal, id) = (Arc::from(request.principal), shared.next_ordinal());
     let sequence = Sequence::new(id, principal, request.priority, Kind::Generate, tokens, work);
     send(shared, &front, sequence)?;
-    Ok(events)
+    Ok((events, parser))
 }
 
 fn front(shared: &Shared, name: &str) -> Result<Arc<Front>, Refused> {
@@ -115,10 +116,11 @@ fn prompt_bytes(prompt: &Prompt) -> u64 {
     bytes as u64
 }
 
-fn tokens(front: &Front, prompt: &Prompt) -> Result<Vec<u32>, Refused> {
-    let tokens = match prompt {
-        Prompt::Tokens(tokens) => tokens.clone(),
-        Prompt::Text(text) => plain(&front.tokenizer, text),
+/// The prompt's tokens and, for a conversation, what takes its answer apart.
+fn tokens(front: &Front, prompt: &Prompt) -> Result<(Vec<u32>, Option<OutputParser>), Refused> {
+    let (tokens, parser) = match prompt {
+        Prompt::Tokens(tokens) => (tokens.clone(), None),
+        Prompt::Text(text) => (plain(&front.tokenizer, text), None),
         Prompt::Chat { messages, tools, template_kwargs } => {
             chat(front, messages, tools.as_ref(), template_kwargs)?
         }
@@ -130,7 +132,7 @@ fn tokens(front: &Front, prompt: &Prompt) -> Result<Vec<u32>, Refused> {
     if let Some(id) = tokens.iter().find(|id| **id as usize >= front.vocab_len) {
         return invalid(format!("names token {id}, the model has {}", front.vocab_len));
     }
-    Ok(tokens)
+    Ok((tokens, parser))
 }
 
 fn plain(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
@@ -141,14 +143,30 @@ fn plain(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokens
 }
 
-/// Chat templates are not part of this build yet.
 fn chat(
-    _front: &Front,
-    _messages: &[Value],
-    _tools: Option<&Value>,
-    _kwargs: &Value,
-) -> Result<Vec<u32>, Refused> {
-    Err(Refused::Template("chat templates are not part of this build".to_owned()))
+    front: &Front,
+    messages: &[Value],
+    tools: Option<&Value>,
+    kwargs: &Value,
+) -> Result<(Vec<u32>, Option<OutputParser>), Refused> {
+    let refused = |error: ChatError| Refused::Template(error.to_string());
+    let template = match &front.template {
+        Ok(Some(template)) => template,
+        Ok(None) => return Err(refused(ChatError::NoTemplate)),
+        Err(reason) => return Err(Refused::Template(reason.clone())),
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let input = RenderInput {
+        messages,
+        tools,
+        kwargs,
+        add_generation_prompt: true,
+        now_s: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+    };
+    let encoded = chat::encode(template, &front.tokenizer, &input).map_err(refused)?;
+    let offered = if tools.is_some() { Tools::Offered } else { Tools::None };
+    let family = Family::of_template(template.source());
+    Ok((encoded.ids, Some(OutputParser::new(family, offered, encoded.start))))
 }
 
 /// A vector that comes later.
@@ -169,7 +187,7 @@ pub(super) fn embed(
     let mut replies = Vec::with_capacity(inputs.len());
     let mut total = 0u32;
     for input in inputs {
-        let mut tokens = tokens(&front, input)?;
+        let (mut tokens, _) = tokens(&front, input)?;
         if let (true, Prompt::Text(_), Some(eos)) =
             (front.tokenizer.add_eos(), input, front.tokenizer.eos())
         {

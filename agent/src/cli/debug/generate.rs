@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use fulmar_inference::engine::{
-    BackendChoice, Engine, EngineOptions, Event, FinishReason, Generation, Prompt, Request,
+    Engine, EngineOptions, Event, FinishReason, Generation, Prompt, Request,
     Sampling,
 };
 use serde_json::Value;
