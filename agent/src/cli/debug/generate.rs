@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use fulmar_inference::engine::{
-    Engine, EngineOptions, Event, FinishReason, Generation, Prompt, Request,
-    Sampling,
+    Engine, EngineOptions, Event, FinishReason, Generation, Prompt, Request, Sampling,
 };
 use serde_json::Value;
 
