@@ -52,14 +52,15 @@ fn refresh(
     folder: &Path,
     at: i64,
     paths: Vec<String>,
-) -> Result<Trusted, TrustError> {
+) -> Result<(Trusted, Vec<String>), TrustError> {
     let trusted = store.read_blocking(|c| Trusted::load(c, Repo::Registry))?.unwrap();
     let mut refresh = Refresh::new(trusted, at).scope(Scope::Paths(paths));
     let ended = refresh.feed_all(|want| fetch(&folder.join("metadata"), want));
+    let names = refresh.refused().iter().map(name_of).collect();
     let progress = refresh.into_progress();
     let trusted = progress.clone();
     store.write_blocking(move |tx| progress.store(tx))?;
-    ended.map(|()| trusted)
+    ended.map(|()| (trusted, names))
 }
 
 fn target(folder: &Path, trusted: &Trusted, path: &str) -> String {
@@ -93,8 +94,9 @@ fn check(story: &Path, number: usize, step: &Step, store: &Store) {
         assert_eq!(&target(&folder, &trusted, path), expected, "{place}: {path}");
     }
     for (path, expected) in &step.names {
-        let outcome = refresh(store, &folder, step.at, vec![path.clone()]);
-        assert_eq!(&outcome.as_ref().err().map(name_of).unwrap_or_default(), expected, "{place}");
+        let (trusted, refused) = refresh(store, &folder, step.at, vec![path.clone()]).unwrap();
+        assert_eq!(refused, std::slice::from_ref(expected), "{place}: {path}");
+        assert!(trusted.target(path).is_none(), "{place}: {path}");
     }
 }
 

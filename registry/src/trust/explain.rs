@@ -78,7 +78,7 @@ fn explain_clock(connection: &Connection, now_s: i64) -> Finding {
             "The clock says {}; nobody has signed a time yet, so it is believed.",
             Date(now_s)
         )),
-        Ok(signed_s) if now_s + CLOCK_SLACK_S < signed_s => Finding::notice(
+        Ok(signed_s) if now_s.saturating_add(CLOCK_SLACK_S) < signed_s => Finding::notice(
             format!(
                 "The clock says {}, but metadata signed at {} has been seen. Expiry is held \
                  against the later one.",
@@ -188,7 +188,7 @@ fn explain_expiry(repo: Repo, role: &str, expires: Date, now_s: i64) -> Option<F
             format!(
                 "The {name} repository's {role} ended at {expires}, {} days ago: nothing new is \
                  admitted. What is installed goes on running as long as policy allows.",
-                -left_s / DAY_S
+                left_s.saturating_neg() / DAY_S
             ),
             remedy,
         ));

@@ -8,8 +8,12 @@
 //! - A refused file changes nothing. What was verified before it stays verified:
 //!   [`Refresh::into_progress`] gives it out, and storing it keeps the protection against rollback
 //!   that it brings.
+//! - A refused delegated role ends the searches that need it, and no others: one team's mistake does
+//!   not hold up the rest. It is told in [`Refresh::refused`].
 //!
 //! Deliberately absent: fetching, retries, mirrors.
+
+use std::collections::BTreeSet;
 
 use super::date::Date;
 use super::envelope::Loaded;
@@ -93,6 +97,9 @@ pub struct Refresh {
     limits: Limits,
     scope: Scope,
     stage: Stage,
+    refused: Vec<TrustError>,
+    /// Delegations (role, delegating role) that are not tried again.
+    skipped: BTreeSet<(String, String)>,
 }
 
 impl Refresh {
@@ -101,7 +108,8 @@ impl Refresh {
     pub fn new(trusted: Trusted, now_s: i64) -> Self {
         let now = Date(trusted.time(now_s));
         let (limits, scope) = (Limits::default(), Scope::TopLevel);
-        Self { trusted, now, limits, scope, stage: Stage::Root { taken: 0 } }
+        let (refused, skipped) = (Vec::new(), BTreeSet::new());
+        Self { trusted, now, limits, scope, stage: Stage::Root { taken: 0 }, refused, skipped }
     }
 
     /// Begins behind the top-level roles of a `trusted` that was refreshed just now, to search for
@@ -112,7 +120,7 @@ impl Refresh {
     pub fn resume(trusted: Trusted, now_s: i64, scope: Scope) -> Result<Self, TrustError> {
         trusted.check_expiry(now_s)?;
         let mut refresh = Self { scope, stage: Stage::Done, ..Self::new(trusted, now_s) };
-        refresh.enter_delegated()?;
+        refresh.enter_delegated();
         Ok(refresh)
     }
 
@@ -173,7 +181,31 @@ impl Refresh {
     ///
     /// # Errors
     /// What is wrong with the file; nothing of it was kept, and the refresh is still where it was.
+    /// What is wrong with a delegated role goes to [`Refresh::refused`] instead.
     pub fn feed(&mut self, fetched: Fetched) -> Result<(), TrustError> {
+        let delegated = match &self.stage {
+            Stage::Delegated { role, parent } => Some((role.clone(), parent.clone())),
+            _ => None,
+        };
+        match (self.take(fetched), delegated) {
+            (Err(error), Some(delegated)) => {
+                // 5.6.7: what cannot be downloaded or validated ends the search.
+                self.refused.push(error);
+                self.skipped.insert(delegated);
+                self.enter_delegated();
+                Ok(())
+            }
+            (taken, _) => taken,
+        }
+    }
+
+    /// Why delegated roles that the scope asked for are not in use, if any are not.
+    #[must_use]
+    pub fn refused(&self) -> &[TrustError] {
+        &self.refused
+    }
+
+    fn take(&mut self, fetched: Fetched) -> Result<(), TrustError> {
         let want = self.next().ok_or(TrustError::NotWanted)?;
         let bytes = match fetched {
             Fetched::NotFound if matches!(self.stage, Stage::Root { .. }) => {
@@ -207,7 +239,8 @@ impl Refresh {
         Ok(())
     }
 
-    /// The refreshed state: all that the scope asked for was verified.
+    /// The refreshed state: the top-level roles, and all that the scope asked for but for what
+    /// [`Refresh::refused`] tells.
     ///
     /// # Errors
     /// [`TrustError::Unfinished`] while a file is still wanted.
@@ -349,7 +382,8 @@ impl Refresh {
     fn enter_targets(&mut self) -> Result<(), TrustError> {
         if let Some(targets) = self.trusted.usable(ROOT, TARGETS) {
             targets.check_expiry(TARGETS, self.now)?;
-            return self.enter_delegated();
+            self.enter_delegated();
+            return Ok(());
         }
         if self.trusted.listed(TARGETS).is_none() {
             return Err(not_in_snapshot(TARGETS, ROOT));
@@ -373,52 +407,65 @@ impl Refresh {
         // 5.6.6
         self.trusted.targets.insert(role.to_owned(), new);
         self.trusted.relink();
-        self.enter_delegated()
+        self.enter_delegated();
+        Ok(())
     }
 
     /// 5.6.7: the next delegated role that the scope needs, if any.
-    fn enter_delegated(&mut self) -> Result<(), TrustError> {
-        let need = match &self.scope {
+    fn enter_delegated(&mut self) {
+        let need = match self.scope.clone() {
             Scope::TopLevel => None,
-            Scope::Paths(paths) => self.need_for_paths(paths)?,
-            Scope::Everything => self.need_for_everything()?,
+            Scope::Paths(paths) => paths.iter().find_map(|path| self.need_for(path)),
+            Scope::Everything => self.need_for_everything(),
         };
         self.stage = match need {
             Some((role, parent)) => Stage::Delegated { role, parent },
             None => Stage::Done,
         };
-        Ok(())
     }
 
-    fn need_for_paths(&self, paths: &[String]) -> Result<Option<(String, String)>, TrustError> {
-        for path in paths {
-            match self.trusted.search(path) {
-                Found::Target { chain, .. } => self.trusted.check_chain_expiry(&chain, self.now)?,
-                Found::Nothing => {}
-                Found::TooManyRoles => {
-                    let path = path.clone();
-                    return Err(TrustError::TooManyRoles { path, max: SEARCH_ROLES_MAX });
-                }
-                Found::Needs { role, parent } => {
-                    self.trusted.listed(&role).ok_or_else(|| not_in_snapshot(&role, &parent))?;
-                    return Ok(Some((role, parent)));
-                }
+    /// The role that the search for `path` needs next. A search that cannot go on is told once.
+    fn need_for(&mut self, path: &str) -> Option<(String, String)> {
+        let (need, error) = match self.trusted.search(path) {
+            Found::Nothing => return None,
+            Found::Target { chain, .. } => {
+                let expired = self.trusted.check_chain_expiry(&chain, self.now).err()?;
+                ((path.to_owned(), chain.join("/")), expired)
             }
+            Found::TooManyRoles => {
+                let (path, max) = (path.to_owned(), SEARCH_ROLES_MAX);
+                ((path.clone(), String::new()), TrustError::TooManyRoles { path, max })
+            }
+            Found::Needs { role, parent } => {
+                let listed = self.trusted.listed(&role).is_some();
+                let error = not_in_snapshot(&role, &parent);
+                let need = (role, parent);
+                if listed {
+                    return (!self.skipped.contains(&need)).then_some(need);
+                }
+                (need, error)
+            }
+        };
+        if self.skipped.insert(need) {
+            self.refused.push(error);
         }
-        Ok(None)
+        None
     }
 
-    fn need_for_everything(&self) -> Result<Option<(String, String)>, TrustError> {
+    fn need_for_everything(&mut self) -> Option<(String, String)> {
         let delegations = self.trusted.delegations();
         if delegations.len() > SEARCH_ROLES_MAX * SEARCH_ROLES_MAX {
-            return Err(TrustError::TooManyRoles { path: "*".to_owned(), max: SEARCH_ROLES_MAX });
+            let (path, max) = ("*".to_owned(), SEARCH_ROLES_MAX * SEARCH_ROLES_MAX);
+            self.refused.push(TrustError::TooManyRoles { path, max });
+            return None;
         }
         // A role that the snapshot does not list was never published: nothing to fetch yet.
-        Ok(delegations.into_iter().find_map(|(parent, role)| {
+        delegations.into_iter().find_map(|(parent, role)| {
             let wanted = self.trusted.usable(&parent, &role).is_none()
                 && self.trusted.listed(&role).is_some();
-            wanted.then_some((role, parent))
-        }))
+            let need = (role, parent);
+            (wanted && !self.skipped.contains(&need)).then_some(need)
+        })
     }
 }
 

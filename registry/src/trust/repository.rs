@@ -198,7 +198,7 @@ impl Repository {
         for name in [SNAPSHOT, TIMESTAMP] {
             extra.insert(period_field(name), Value::from(plan.role(name).expiry_days));
         }
-        let expires = |days: u32| Date(now_s + i64::from(days) * DAY_S);
+        let expires = |days: u32| Date(now_s.saturating_add(i64::from(days) * DAY_S));
         let root = Root {
             header: Header::first(ROOT, expires(plan.root.expiry_days)),
             consistent_snapshot: true,
@@ -548,5 +548,5 @@ fn days_in(extra: &Map<String, Value>, field: &str, default: i64) -> i64 {
 fn next_header<B: Body>(kind: &str, old: Option<&Loaded<B>>, root: &Root, now_s: i64) -> Header {
     let days = days_in(&root.extra, &period_field(kind), 180);
     let version = old.map_or(1, |old| old.version() + 1);
-    Header { version, ..Header::first(kind, Date(now_s + days * DAY_S)) }
+    Header { version, ..Header::first(kind, Date(now_s.saturating_add(days * DAY_S))) }
 }

@@ -7,12 +7,14 @@ use super::envelope::Loaded;
 use super::error::TrustError;
 use super::metadata::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
 use super::trusted::{Repo, Trusted, verify_top};
+use crate::Digest;
 use fulmar_store::Schema;
 
 /// The tables of trust.
 pub const SCHEMA: Schema = Schema {
     name: "trust",
-    steps: &["
+    steps: &[
+        "
         CREATE TABLE trust_role (
             repo TEXT NOT NULL,
             role TEXT NOT NULL,
@@ -29,12 +31,19 @@ pub const SCHEMA: Schema = Schema {
             release INTEGER NOT NULL,
             digest TEXT NOT NULL
         ) STRICT, WITHOUT ROWID;
-    "],
+    ",
+        "
+        CREATE TABLE trust_first_root (
+            repo TEXT PRIMARY KEY,
+            digest TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+    ",
+    ],
 };
 
 impl Trusted {
-    /// Sets the first trusted root of `repo`, which came out of band, and stores it. The same root
-    /// again is no error; `now_s` in seconds since 1970 is the clock, kept as no floor: nobody
+    /// Sets the first trusted root of `repo`, which came out of band, and stores it. The root that
+    /// trust began with, or the one trusted now, may come again (a second enrolment brings it); `now_s` in seconds since 1970 is the clock, kept as no floor: nobody
     /// signed it.
     ///
     /// # Errors
@@ -47,10 +56,8 @@ impl Trusted {
     ) -> Result<Self, TrustError> {
         let mut new = Self::from_root(repo, root.to_vec())?;
         if let Some(trusted) = Self::load(tx, repo)? {
-            let same = trusted.root.bytes == root;
-            // An older link of the same chain is what a second enrolment brings along.
-            let older = new.root_version() < trusted.root_version();
-            return match same || older {
+            let first = first_root(tx, repo)?;
+            return match trusted.root.bytes == root || first == Some(Digest::of(root)) {
                 true => Ok(trusted),
                 false => Err(TrustError::AlreadyTrusted {
                     repo: repo.as_str(),
@@ -58,6 +65,10 @@ impl Trusted {
                 }),
             };
         }
+        tx.execute(
+            "INSERT INTO trust_first_root (repo, digest) VALUES (?1, ?2)",
+            (repo.as_str(), Digest::of(root)),
+        )?;
         new.time_floor_s = signed_time(tx)?;
         new.store(tx)?;
         Ok(new)
@@ -152,8 +163,18 @@ impl Trusted {
     /// What the database says.
     pub fn forget(tx: &Transaction<'_>, repo: Repo) -> Result<(), TrustError> {
         tx.execute("DELETE FROM trust_role WHERE repo = ?1", [repo.as_str()])?;
+        tx.execute("DELETE FROM trust_first_root WHERE repo = ?1", [repo.as_str()])?;
         Ok(())
     }
+}
+
+/// The root that trust in `repo` began with.
+fn first_root(connection: &Connection, repo: Repo) -> Result<Option<Digest>, TrustError> {
+    Ok(connection
+        .query_row("SELECT digest FROM trust_first_root WHERE repo = ?1", [repo.as_str()], |row| {
+            row.get(0)
+        })
+        .optional()?)
 }
 
 fn read_roles(

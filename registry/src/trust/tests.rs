@@ -74,6 +74,12 @@ impl Owner {
     }
 }
 
+fn database() -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    connection.execute_batch(&SCHEMA.steps.concat()).unwrap();
+    connection
+}
+
 fn refresh_from(
     files: &BTreeMap<String, Vec<u8>>,
     trusted: Trusted,
@@ -176,8 +182,7 @@ fn with_the_registry_alone_an_attacker_gets_nothing_onto_a_device() {
 fn the_release_counter_does_not_go_back_and_is_not_used_twice() {
     let owner = Owner::new();
     let (signer, mut trusted) = director();
-    let mut connection = Connection::open_in_memory().unwrap();
-    connection.execute_batch(SCHEMA.steps[0]).unwrap();
+    let mut connection = database();
     let mut registry = owner.bootstrap();
     for (serial, bytes, release, admitted) in
         [(1, b"a", 3, true), (2, b"b", 2, false), (3, b"c", 3, false), (4, b"d", 4, true)]
@@ -347,11 +352,16 @@ fn a_revoked_team_key_signs_nothing_any_more() {
     let trusted = owner.refresh(owner.bootstrap(), NOW).unwrap();
     owner.repository.set_keys("team/vision", &[next.public().clone()], 1, NOW).unwrap();
     owner.repository.sign(&[&owner.key], NOW).unwrap();
-    // The team's old file is not signed by its new key: it vouches for nothing.
-    let refused = owner.refresh(trusted.clone(), NOW);
-    assert!(matches!(refused, Err(TrustError::Signatures { .. })), "{refused:?}");
-    owner.repository.sign(&[&team], NOW).unwrap();
-    assert!(owner.refresh(trusted.clone(), NOW).is_err());
+    // The team's old file is not signed by its new key: it vouches for nothing, and holds up
+    // nobody else.
+    owner.repository.publish_target(PATH, b"manifest", None, None, NOW).unwrap();
+    owner.repository.sign(&[&team, &owner.key], NOW).unwrap();
+    let mut refresh = Refresh::new(trusted.clone(), NOW).scope(Scope::Everything);
+    refresh.feed_all(|want| owner.fetch(want)).unwrap();
+    assert!(matches!(refresh.refused(), [TrustError::Signatures { .. }]), "{refresh:?}");
+    let without = refresh.finish().unwrap();
+    assert!(without.target("team/eye/latest.json").is_none());
+    assert!(without.target(PATH).is_some());
     owner.repository.sign(&[&next, &owner.key], NOW).unwrap();
     let trusted = owner.refresh(trusted, NOW).unwrap();
     assert!(trusted.target("team/eye/latest.json").is_some());
@@ -447,14 +457,22 @@ fn the_state_survives_the_database_and_is_verified_again() {
 #[test]
 fn another_root_does_not_replace_the_trusted_one() {
     let (a, b) = (Owner::new(), Owner::new());
-    let mut connection = Connection::open_in_memory().unwrap();
-    connection.execute_batch(SCHEMA.steps[0]).unwrap();
+    let mut connection = database();
     let tx = connection.transaction().unwrap();
     let root = |owner: &Owner| owner.repository.first_root().unwrap();
     Trusted::bootstrap(&tx, Repo::Registry, &root(&a), NOW).unwrap();
     Trusted::bootstrap(&tx, Repo::Registry, &root(&a), NOW).unwrap();
     let refused = Trusted::bootstrap(&tx, Repo::Registry, &root(&b), NOW);
     assert!(matches!(refused, Err(TrustError::AlreadyTrusted { trusted: 1, .. })));
+    // The first root stays welcome when its successors are trusted.
+    for role in ["root", "timestamp"] {
+        a.repository.renew(role, NOW).unwrap();
+    }
+    a.sign(NOW);
+    a.refresh(a.bootstrap(), NOW).unwrap().store(&tx).unwrap();
+    let trusted = Trusted::bootstrap(&tx, Repo::Registry, &root(&a), NOW).unwrap();
+    assert_eq!(trusted.root_version(), 2);
+    assert!(Trusted::bootstrap(&tx, Repo::Registry, &root(&b), NOW).is_err());
     Trusted::forget(&tx, Repo::Registry).unwrap();
     Trusted::bootstrap(&tx, Repo::Registry, &root(&b), NOW).unwrap();
 }
@@ -477,8 +495,7 @@ fn renewal_carries_a_repository_over_its_expiry() {
 
 #[test]
 fn the_state_of_trust_is_explained_in_words() {
-    let mut connection = Connection::open_in_memory().unwrap();
-    connection.execute_batch(SCHEMA.steps[0]).unwrap();
+    let mut connection = database();
     let worst = |c: &Connection, now_s| explain(c, now_s).iter().map(|f| f.severity).max();
     assert_eq!(worst(&connection, NOW), Some(Severity::Notice), "no root is no fault");
     let owner = Owner::new();

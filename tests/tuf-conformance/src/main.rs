@@ -140,6 +140,9 @@ impl Client {
     /// Runs a refresh, and keeps what was verified however it ends.
     async fn drive(&self, mut refresh: Refresh) -> anyhow::Result<Trusted> {
         let ended = self.feed(&mut refresh).await;
+        for refused in refresh.refused() {
+            eprintln!("failed to {refused}");
+        }
         let trusted = refresh.into_progress();
         let copy = trusted.clone();
         self.store.write(move |tx| copy.store(tx)).await?;

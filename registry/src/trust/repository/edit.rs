@@ -151,7 +151,7 @@ impl Repository {
         if self.draft_targets(&delegation.name)?.is_none() {
             let days = delegation.expiry_days;
             let first = Targets {
-                header: Header::first(TARGETS, Date(now_s + i64::from(days) * DAY_S)),
+                header: Header::first(TARGETS, Date(now_s.saturating_add(i64::from(days) * DAY_S))),
                 targets: BTreeMap::new(),
                 delegations: None,
                 extra: expiry_field(days),
@@ -344,7 +344,8 @@ impl Repository {
         let published = self.files.newest::<Targets>(role)?.map_or(0, |l| l.version());
         change(&mut body)?;
         body.header.version = published + 1;
-        body.header.expires = Date(now_s + days_in(&body.extra, EXPIRY_FIELD, 365) * DAY_S);
+        body.header.expires =
+            Date(now_s.saturating_add(days_in(&body.extra, EXPIRY_FIELD, 365) * DAY_S));
         self.stage(role, &body)
     }
 
@@ -362,7 +363,8 @@ impl Repository {
             .body;
         change(&mut body)?;
         body.header.version = version + 1;
-        body.header.expires = Date(now_s + days_in(&body.extra, EXPIRY_FIELD, 730) * DAY_S);
+        body.header.expires =
+            Date(now_s.saturating_add(days_in(&body.extra, EXPIRY_FIELD, 730) * DAY_S));
         self.stage(ROOT, &body)
     }
 }
