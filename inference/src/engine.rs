@@ -13,6 +13,7 @@
 
 mod answer;
 mod budget;
+mod choose;
 mod front;
 mod load;
 mod loaded;

@@ -59,6 +59,11 @@ pub fn plan(gguf: &Gguf, architecture: &Architecture, options: &BackendOptions) 
     }
 }
 
+/// Whether this build can use a GPU here.
+pub(crate) fn has_gpu() -> bool {
+    !device().is_cpu()
+}
+
 /// A device that exists: one that fails to start is not there.
 fn device() -> Device {
     #[cfg(feature = "cuda")]

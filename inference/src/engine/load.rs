@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::budget::{Holder, Reserved, Wish, total};
+use super::choose::Chosen;
 use super::front::Front;
 use super::loaded::{GUESSES_MAX, Loaded, Parts, Stay};
-use super::options::{BackendChoice, KeepAlive, LoadOptions};
+use super::options::{KeepAlive, LoadOptions};
 use super::runner::Order;
 use super::status::ModelInfo;
 use super::{Hold, Shared};
-use crate::backend::{self, BLOCK_TOKENS, Backend, BackendOptions, MemoryUse};
+use crate::backend::{self, BLOCK_TOKENS, BackendOptions, MemoryUse};
 use crate::chat::ChatTemplate;
 use crate::gguf::Gguf;
 use crate::kv::{BlockPool, blocks_for};
@@ -144,6 +145,7 @@ const TABLE_BYTES_PER_TOKEN: u64 = 512;
 /// Everything known of a model before it is loaded.
 struct Planned {
     architecture: Architecture,
+    chosen: Chosen,
     tokenizer: Arc<Tokenizer>,
     backend: BackendOptions,
     wish: Wish,
@@ -167,9 +169,8 @@ pub(super) fn load(
     planned.backend.kv_blocks = blocks;
     // Fewer blocks than a full context: the context is what they hold.
     let context_tokens = planned.backend.context_tokens_max.min(blocks * BLOCK_TOKENS);
-    let (backend, reason) =
-        build(shared.options.backend, gguf, &planned.architecture, &planned.backend)?;
-    let memory = plan_memory(shared, gguf, &planned.architecture, &planned.backend);
+    let backend = planned.chosen.load(gguf, &planned.architecture, &planned.backend)?;
+    let memory = planned.memory(shared, gguf, blocks)?;
     let template = ChatTemplate::from_gguf(gguf, &planned.tokenizer).map_err(|e| e.to_string());
     let front = Arc::new(Front::new(
         name.to_owned(),
@@ -184,7 +185,7 @@ pub(super) fn load(
         name: name.to_owned(),
         architecture: planned.architecture.family.name.to_owned(),
         backend: backend.name().to_owned(),
-        backend_reason: reason,
+        backend_reason: planned.chosen.reason,
         context_tokens,
         vocabulary: planned.architecture.vocab_len,
         kv_tokens: blocks * BLOCK_TOKENS,
@@ -236,20 +237,40 @@ fn plan(shared: &Shared, gguf: &Gguf, options: &LoadOptions) -> Result<Planned, 
         batch_tokens_max: engine.batch_tokens_max,
         cache_dir: engine.cache_dir.clone(),
     };
-    let with = |kv_blocks| {
-        let options = BackendOptions { kv_blocks, ..backend.clone() };
-        plan_memory(shared, gguf, &architecture, &options)
-    };
-    let block_bytes = with(2).kv_bytes.saturating_sub(with(1).kv_bytes);
-    let most = with(backend.kv_blocks);
+    let chosen = Chosen::new(engine.backend, gguf, &architecture, &backend)?;
     let tokenizer_bytes = tokens as u64 * TABLE_BYTES_PER_TOKEN;
-    let wish = Wish {
+    let wish = Wish { fixed_bytes: 0, block_bytes: 0, blocks_min: 0, blocks_wanted: 0 };
+    let mut planned = Planned { architecture, chosen, tokenizer, backend, wish, tokenizer_bytes };
+    let blocks_wanted = planned.backend.kv_blocks;
+    let most = planned.memory(shared, gguf, blocks_wanted)?;
+    let block_bytes =
+        planned.memory(shared, gguf, 2)?.kv_bytes - planned.memory(shared, gguf, 1)?.kv_bytes;
+    planned.wish = Wish {
         fixed_bytes: most.weights_bytes + most.scratch_bytes + tokenizer_bytes,
         block_bytes,
         blocks_min: blocks_for(context),
-        blocks_wanted: backend.kv_blocks,
+        blocks_wanted,
     };
-    Ok(Planned { architecture, tokenizer, backend, wish, tokenizer_bytes })
+    Ok(planned)
+}
+
+impl Planned {
+    /// The backend's plan with this many cache blocks, and what the engine itself keeps for each
+    /// step of the model: rows of logits or of hidden states, and the sampler's candidates.
+    fn memory(
+        &self,
+        shared: &Shared,
+        gguf: &Gguf,
+        kv_blocks: usize,
+    ) -> Result<MemoryUse, LoadRefused> {
+        let options = BackendOptions { kv_blocks, ..self.backend.clone() };
+        let mut memory = self.chosen.plan(gguf, &self.architecture, &options)?;
+        let logits = (shared.options.sequences_max + GUESSES_MAX) * self.architecture.vocab_len;
+        let hidden = options.batch_tokens_max * self.architecture.embedding_len;
+        let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
+        memory.scratch_bytes += rows + Scratch::bytes(self.architecture.vocab_len);
+        Ok(memory)
+    }
 }
 
 fn context_tokens(
@@ -263,25 +284,6 @@ fn context_tokens(
         return Err(LoadRefused::Option { field, found: wanted as u64, expected });
     }
     Ok(wanted.min(engine).min(architecture.context_tokens))
-}
-
-/// The backend's plan, and what the engine itself keeps for each step of the model: rows of
-/// logits or of hidden states, and the sampler's candidates.
-fn plan_memory(
-    shared: &Shared,
-    gguf: &Gguf,
-    architecture: &Architecture,
-    options: &BackendOptions,
-) -> MemoryUse {
-    let mut memory = match native_plan(shared.options.backend, gguf, architecture, options) {
-        Some(Ok(memory)) => memory,
-        _ => backend::plan(gguf, architecture, options),
-    };
-    let logits = (shared.options.sequences_max + GUESSES_MAX) * architecture.vocab_len;
-    let hidden = options.batch_tokens_max * architecture.embedding_len;
-    let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
-    memory.scratch_bytes += rows + Scratch::bytes(architecture.vocab_len);
-    memory
 }
 
 fn reserve(shared: &Shared, name: &str, wish: Wish) -> Result<(usize, Reserved), LoadRefused> {
@@ -301,44 +303,6 @@ fn commit(
     let order = Order::Commit { loaded: Box::new(loaded), front, reserved, reply };
     shared.mailbox.push_order(order).map_err(|_| LoadRefused::ShuttingDown)?;
     answer.blocking_recv().map_err(|_| LoadRefused::ShuttingDown)?
-}
-
-/// Builds the backend that was chosen, and says why.
-fn build(
-    choice: BackendChoice,
-    gguf: &Gguf,
-    architecture: &Architecture,
-    options: &BackendOptions,
-) -> Result<(Box<dyn Backend>, String), LoadRefused> {
-    let candle = || backend::candle::load(gguf, architecture, options);
-    match native_plan(choice, gguf, architecture, options) {
-        Some(Ok(_)) => {
-            let why =
-                if choice == BackendChoice::Native { "asked for" } else { "has kernels for it" };
-            Ok((backend::native::load(gguf, architecture, options)?, why.to_owned()))
-        }
-        Some(Err(error)) if choice == BackendChoice::Native => {
-            Err(LoadRefused::NoBackend { backend: "native", reason: error.to_string() })
-        }
-        Some(Err(error)) => Ok((candle()?, format!("native can't: {error}"))),
-        None if choice == BackendChoice::Candle => Ok((candle()?, "asked for".to_owned())),
-        None => Ok((candle()?, "built for a GPU".to_owned())),
-    }
-}
-
-/// What the native backend would hold, where the choice leads to it.
-fn native_plan(
-    choice: BackendChoice,
-    gguf: &Gguf,
-    architecture: &Architecture,
-    options: &BackendOptions,
-) -> Option<Result<MemoryUse, backend::LoadError>> {
-    let gpu = cfg!(any(feature = "cuda", feature = "metal"));
-    match choice {
-        BackendChoice::Candle => None,
-        BackendChoice::Auto if gpu => None,
-        _ => Some(backend::native::plan(gguf, architecture, options)),
-    }
 }
 
 /// What the model holds beyond what was planned, or a refusal.

@@ -64,7 +64,9 @@ const TEXTS: [&str; 6] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_every_architecture_requests_together_get_the_text_they_get_alone() {
-    for family in Sample::families() {
+    let backends = [BackendChoice::Native, BackendChoice::Candle];
+    for (family, backend) in Sample::families().flat_map(|f| backends.map(|b| (f, b))) {
+        let options = || EngineOptions { backend, ..options() };
         let engine = engine_with(family, options()).await;
         let mut alone = Vec::new();
         for text in TEXTS {
@@ -78,7 +80,12 @@ async fn on_every_architecture_requests_together_get_the_text_they_get_alone() {
         }
         for (i, generation) in generations.into_iter().enumerate() {
             let got = finish(generation).await;
-            assert_eq!(got.ids, alone[i % TEXTS.len()], "{family}: {:?}", TEXTS[i % TEXTS.len()]);
+            assert_eq!(
+                got.ids,
+                alone[i % TEXTS.len()],
+                "{family}, {backend:?}: {:?}",
+                TEXTS[i % TEXTS.len()]
+            );
         }
     }
 }
