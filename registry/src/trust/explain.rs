@@ -186,9 +186,9 @@ fn explain_expiry(repo: Repo, role: &str, expires: Date, now_s: i64) -> Option<F
     if left_s <= 0 {
         return Some(Finding::problem(
             format!(
-                "The {name} repository's {role} ended at {expires}, {} days ago: nothing new is \
+                "The {name} repository's {role} ended at {expires}, {} hours ago: nothing new is \
                  admitted. What is installed goes on running as long as policy allows.",
-                left_s.saturating_neg() / DAY_S
+                left_s.saturating_neg() / 3_600
             ),
             remedy,
         ));

@@ -512,7 +512,21 @@ fn the_state_of_trust_is_explained_in_words() {
     assert_eq!(worst(&connection, 0), Some(Severity::Notice));
     let late = explain(&connection, NOW + 8 * DAY);
     let ended = late.iter().find(|f| f.severity == Severity::Problem).unwrap();
-    assert!(ended.says.contains("director") && ended.says.contains("1 days ago"), "{ended:?}");
+    assert!(ended.says.contains("director") && ended.says.contains("24 hours ago"), "{ended:?}");
     connection.execute("UPDATE trust_role SET bytes = x'00' WHERE role = 'snapshot'", []).unwrap();
     assert_eq!(worst(&connection, NOW), Some(Severity::Problem));
+}
+
+#[test]
+fn a_delegation_by_hash_prefix_covers_what_hashes_so() {
+    let role = DelegatedRole {
+        name: "bin".into(),
+        keys: RoleKeys::new(Vec::new(), 1),
+        terminating: false,
+        paths: None,
+        path_hash_prefixes: Some(vec!["2c".into(), Digest::of(PATH.as_bytes()).hex()]),
+    };
+    // SHA-256 of "foo" begins with 2c26b4.
+    assert!(role.covers("foo") && role.covers(PATH));
+    assert!(!role.covers("bar"));
 }
