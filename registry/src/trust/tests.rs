@@ -530,3 +530,61 @@ fn a_delegation_by_hash_prefix_covers_what_hashes_so() {
     assert!(role.covers("foo") && role.covers(PATH));
     assert!(!role.covers("bar"));
 }
+
+#[test]
+fn a_flipped_bit_in_transit_is_found_wherever_it_is() {
+    let (signer, trusted) = director();
+    let set = signer.mint("d1", &[entry(b"manifest", 3)], minting(1)).unwrap();
+    let sound = take(&set, trusted.clone(), NOW).unwrap();
+    let files: [fn(&mut DirectorSet) -> &mut Vec<u8>; 3] =
+        [|s| &mut s.targets, |s| &mut s.snapshot, |s| &mut s.timestamp];
+    let (mut tried, mut harmless) = (0, 0);
+    for file in files {
+        let bits = file(&mut set.clone()).len() * 8;
+        // A step without a common divisor with 8 meets every bit of a byte.
+        for bit in (0..bits).step_by(5) {
+            let mut flipped = set.clone();
+            file(&mut flipped)[bit / 8] ^= 1 << (bit % 8);
+            tried += 1;
+            if let Ok(taken) = take(&flipped, trusted.clone(), NOW) {
+                // Upper case in the hex of the timestamp's signature says the same.
+                harmless += 1;
+                assert_eq!(taken.target(PATH), sound.target(PATH));
+                assert_eq!(taken.time(0), sound.time(0));
+                assert_eq!(flipped.targets, set.targets);
+                assert_eq!(flipped.snapshot, set.snapshot);
+            }
+        }
+    }
+    assert!(tried > 1_500 && harmless * 20 < tried, "{harmless} of {tried}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// A clock that jumps as it likes: metadata is taken exactly when it had not ended by the later
+    /// of the clock and the highest signed time, which never goes back.
+    #[test]
+    fn a_jumping_clock_changes_nothing_that_was_signed(
+        jumps in proptest::collection::vec((-3_650_i64..3_650, -20_i64..20), 1..8),
+    ) {
+        let (signer, mut trusted) = director();
+        let mut floor = 0;
+        for (serial, (clock, signed)) in (1_u64..).zip(jumps) {
+            let (clock_s, signed_at_s) = (NOW + clock * DAY, NOW + signed * DAY);
+            let expires_s = signed_at_s + 7 * DAY;
+            let minting = Minting { generation: serial, serial, signed_at_s, expires_s };
+            let set = signer.mint("d1", &[], minting).unwrap();
+            let holds = expires_s > clock_s.max(floor);
+            let taken = take(&set, trusted.clone(), clock_s);
+            // The root of this director ends a year after NOW.
+            let root_holds = NOW + 365 * DAY > clock_s.max(floor);
+            proptest::prop_assert_eq!(taken.is_ok(), holds && root_holds);
+            if let Ok(taken) = taken {
+                floor = floor.max(signed_at_s);
+                trusted = taken;
+            }
+            proptest::prop_assert_eq!(trusted.time(0), floor);
+        }
+    }
+}
