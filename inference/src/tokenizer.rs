@@ -172,7 +172,7 @@ impl Tokenizer {
         let eot = id("tokenizer.ggml.eot_token_id")?;
         let eom = id("tokenizer.ggml.eom_token_id")?;
         let pad = id("tokenizer.ggml.padding_token_id")?;
-        let special = SpecialIndex::new(&vocab, matches!(model, Model::Spm(_)));
+        let special = SpecialIndex::new(&vocab, matches!(model, Model::Spm(_)))?;
         let eot = eot.or_else(|| special::END_OF_TURN.iter().find_map(|text| special.id(text)));
         let mut ends: Vec<u32> = special::ENDS.iter().filter_map(|text| special.id(text)).collect();
         ends.extend(eos.into_iter().chain(eot).chain(eom));

@@ -187,6 +187,8 @@ fn read_merges(gguf: &Gguf, vocab: &Vocab, words: &Words) -> Result<Merges, Toke
     }
     let mut merges = Merges::new(found);
     let mut bytes = Vec::new();
+    // Vocabularies made from ranks list every way to make a token, one after the other.
+    let mut last: (Vec<u8>, u32) = (Vec::new(), NO_TOKEN);
     for (index, text) in texts.into_iter().enumerate() {
         let refuse = |reason| TokenizerError::Merge { index, text: text.to_owned(), reason };
         // The separator is the first space behind the first character.
@@ -202,8 +204,11 @@ fn read_merges(gguf: &Gguf, vocab: &Vocab, words: &Words) -> Result<Merges, Toke
         let id = |bytes: &[u8], reason| words.get(vocab, bytes).ok_or_else(|| refuse(reason));
         let left = id(&bytes[..middle], "its first half is not in the vocabulary")?;
         let right = id(&bytes[middle..], "its second half is not in the vocabulary")?;
-        let merged = id(&bytes, "the merged token is not in the vocabulary")?;
-        merges.push(left, right, merged);
+        if last.0 != bytes {
+            last.1 = id(&bytes, "the merged token is not in the vocabulary")?;
+            std::mem::swap(&mut last.0, &mut bytes);
+        }
+        merges.push(left, right, last.1);
     }
     Ok(merges)
 }

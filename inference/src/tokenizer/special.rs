@@ -2,7 +2,13 @@
 
 use std::collections::HashMap;
 
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+
+use super::TokenizerError;
 use super::vocab::{Kind, Vocab};
+
+/// Bytes of all tokens that are not ordinary text, together. Real vocabularies have 0.1 MB.
+const SPECIAL_BYTES_MAX: usize = 4 << 20;
 
 /// Texts of tokens that end a turn, where the file does not name one; the first known counts.
 pub(super) const END_OF_TURN: &[&str] = &[
@@ -51,40 +57,40 @@ pub(super) enum Piece<'a> {
     Token(u32),
 }
 
-/// Finds the longest of a set of texts at the leftmost place.
-#[derive(Debug, Default)]
+/// Finds the longest of a set of texts at the leftmost place, in time that grows with the text and
+/// not with the set.
+#[derive(Debug)]
 struct Finder {
-    ids: HashMap<Box<str>, u32, ahash::RandomState>,
-    /// By first byte: the lengths that occur, longest first.
-    lengths: HashMap<u8, Vec<usize>, ahash::RandomState>,
+    ids: Vec<u32>,
+    by_text: HashMap<Box<str>, u32, ahash::RandomState>,
+    search: Option<AhoCorasick>,
 }
 
 impl Finder {
-    fn insert(&mut self, text: &str, id: u32) {
-        let Some(first) = text.bytes().next() else { return };
-        self.ids.entry(text.into()).or_insert(id);
-        let lengths = self.lengths.entry(first).or_default();
-        if let Err(at) = lengths.binary_search_by(|len| text.len().cmp(len)) {
-            lengths.insert(at, text.len());
+    /// Of tokens with the same text the first counts.
+    fn new(tokens: &[(&str, u32)]) -> Result<Self, TokenizerError> {
+        let key = "tokenizer.ggml.tokens";
+        let (found, limit) = (tokens.iter().map(|(text, _)| text.len()).sum(), SPECIAL_BYTES_MAX);
+        if found > limit {
+            return Err(TokenizerError::Limit { key, found, limit });
         }
+        let mut by_text = HashMap::default();
+        for (text, id) in tokens {
+            by_text.entry(Box::from(*text)).or_insert(*id);
+        }
+        let search = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .build(tokens.iter().map(|(text, _)| text))
+            .map_err(|_| TokenizerError::Limit { key, found, limit })?;
+        let ids = tokens.iter().map(|(_, id)| *id).collect();
+        Ok(Self { ids, by_text, search: (!tokens.is_empty()).then_some(search) })
     }
 
     fn find(&self, text: &str) -> Option<Found> {
-        if self.ids.is_empty() {
-            return None;
-        }
-        for (start, byte) in text.bytes().enumerate() {
-            let Some(lengths) = self.lengths.get(&byte) else { continue };
-            for len in lengths {
-                let end = start + len;
-                // `get` also refuses a cut inside a character.
-                let id = text.get(start..end).and_then(|part| self.ids.get(part));
-                if let Some(id) = id {
-                    return Some(Found { start, end, id: *id });
-                }
-            }
-        }
-        None
+        let found = self.search.as_ref()?.find(text)?;
+        let id = self.ids[found.pattern().as_usize()];
+        Some(Found { start: found.start(), end: found.end(), id })
     }
 }
 
@@ -99,28 +105,25 @@ pub(super) struct SpecialIndex {
 }
 
 impl SpecialIndex {
-    pub(super) fn new(vocab: &Vocab, sentence_piece: bool) -> Self {
-        let (reserved, defined) = (Finder::default(), Finder::default());
-        let mut index = Self { reserved, defined, sentence_piece };
+    pub(super) fn new(vocab: &Vocab, sentence_piece: bool) -> Result<Self, TokenizerError> {
+        let (mut reserved, mut defined) = (Vec::new(), Vec::new());
         for id in vocab.ids() {
-            let Ok(text) = std::str::from_utf8(vocab.bytes(id)) else { continue };
-            if index.is_reserved(vocab, id) {
-                index.reserved.insert(text, id);
-            } else if vocab.kind(id) == Kind::UserDefined {
-                index.defined.insert(text, id);
+            let reserves = is_reserved(vocab, sentence_piece, id);
+            if !reserves && vocab.kind(id) != Kind::UserDefined {
+                continue;
+            }
+            match std::str::from_utf8(vocab.bytes(id)) {
+                Ok("") | Err(_) => {}
+                Ok(text) if reserves => reserved.push((text, id)),
+                Ok(text) => defined.push((text, id)),
             }
         }
-        index
+        let (reserved, defined) = (Finder::new(&reserved)?, Finder::new(&defined)?);
+        Ok(Self { reserved, defined, sentence_piece })
     }
 
     pub(super) fn is_reserved(&self, vocab: &Vocab, id: u32) -> bool {
-        match vocab.kind(id) {
-            Kind::Control | Kind::Unknown => true,
-            Kind::UserDefined if !self.sentence_piece => {
-                !vocab.bytes(id).iter().all(u8::is_ascii_whitespace)
-            }
-            _ => false,
-        }
+        is_reserved(vocab, self.sentence_piece, id)
     }
 
     /// The first reserved token in a text.
@@ -144,7 +147,18 @@ impl SpecialIndex {
     }
 
     pub(super) fn id(&self, text: &str) -> Option<u32> {
-        let found = self.reserved.ids.get(text).or_else(|| self.defined.ids.get(text));
+        let found = self.reserved.by_text.get(text).or_else(|| self.defined.by_text.get(text));
         found.copied()
+    }
+}
+
+/// See [`super::Tokenizer::is_reserved`].
+fn is_reserved(vocab: &Vocab, sentence_piece: bool, id: u32) -> bool {
+    match vocab.kind(id) {
+        Kind::Control | Kind::Unknown => true,
+        Kind::UserDefined => {
+            !sentence_piece && !vocab.bytes(id).iter().all(u8::is_ascii_whitespace)
+        }
+        _ => false,
     }
 }
