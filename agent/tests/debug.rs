@@ -1,10 +1,28 @@
 //! `fulmar debug`, run as a program over sample models.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn fulmar(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fulmar")).args(arguments).output().expect("the program starts")
+}
+
+/// Runs the program over lines of JSON.
+fn answers(arguments: &[&str], lines: &str) -> Vec<serde_json::Value> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_fulmar"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut input = child.stdin.take().expect("piped");
+    input.write_all(lines.as_bytes()).expect("the program reads");
+    drop(input);
+    let output = child.wait_with_output().expect("the program ends");
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 fn path(folder: &tempfile::TempDir, name: &str) -> String {
@@ -78,5 +96,44 @@ fn a_sequence_against_the_rules_is_refused_by_its_name() {
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert_eq!(done.status.code(), Some(1));
         assert!(said.contains("\"odd\"") && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn tokens_come_back_as_the_text_they_were_and_special_ones_are_not_parsed() {
+    let (_folder, model) = sample("qwen3");
+    let lines = "{\"text\": \"the other <|im_end|>\"}\n{\"text\": \"\"}\n";
+    let tokenized = answers(&["debug", "tokenize", &model], lines);
+    let ids = tokenized[0]["ids"].as_array().expect("ids");
+    assert!(!ids.is_empty() && ids.iter().all(|id| id.as_u64() < Some(266)), "{ids:?}");
+    let given: String = tokenized.iter().map(|line| format!("{line}\n")).collect();
+    let texts = answers(&["debug", "detokenize", &model], &given);
+    assert_eq!(texts[0]["text"], "the other <|im_end|>");
+    assert_eq!(texts[1]["text"], "");
+}
+
+#[test]
+fn a_conversation_is_rendered_or_says_why_not() {
+    let (folder, model) = sample("llama");
+    let conversation =
+        r#"{"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": true}"#;
+    let rendered = answers(&["debug", "render", &model], conversation);
+    assert_eq!(rendered[0]["text"], "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
+    let template = path(&folder, "broken.jinja");
+    std::fs::write(&template, "{{ raise_exception('no') }}").expect("writable");
+    let refused = answers(&["debug", "render", &template], conversation);
+    assert!(refused[0]["error"].as_str().is_some_and(|e| e.contains("no")), "{refused:?}");
+}
+
+#[test]
+fn the_engine_continues_a_prompt_as_a_backend_alone_does() {
+    let (_folder, model) = sample("gemma3");
+    let lines = "{\"text\": \"the other\", \"add\": 12}\n{\"ids\": [5, 6, 7], \"add\": 12}\n";
+    let alone = answers(&["debug", "greedy", &model, "--backend", "candle"], lines);
+    let together = answers(&["debug", "generate", &model, "--backend", "candle"], lines);
+    for (alone, together) in alone.iter().zip(&together) {
+        let (alone, together) = (alone["ids"].as_array(), together["ids"].as_array());
+        let len = together.map_or(0, Vec::len);
+        assert_eq!(alone.map(|ids| &ids[..len]), together.map(|ids| &ids[..]));
     }
 }

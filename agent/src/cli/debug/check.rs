@@ -7,7 +7,7 @@ use anyhow::Context;
 use fulmar_inference::backend::{self, BackendOptions, KvType, Rows};
 use fulmar_inference::model::Architecture;
 
-use super::model::{Compute, Sequence, open};
+use super::model::{BackendName, Compute, Sequence, open};
 
 /// Arguments of `fulmar debug check`.
 #[derive(Debug, clap::Args)]
@@ -44,7 +44,11 @@ fn facts(path: &Path, compute: &Compute) -> anyhow::Result<String> {
         batch_tokens_max: 1,
         cache_dir: None,
     };
-    let planned = backend::plan(&gguf, &architecture, &options);
+    let planned = match compute.backend {
+        BackendName::Native => backend::native::plan(&gguf, &architecture, &options)
+            .context("plan the model's memory")?,
+        BackendName::Candle => backend::candle::plan(&gguf, &architecture, &options),
+    };
     let mut sequence = Sequence::load(&gguf, compute, architecture.context_tokens, 1, 1)?;
     let (logits, _) = sequence.step(&[0], Rows::Last)?;
     anyhow::ensure!(
