@@ -559,6 +559,36 @@ fn a_flipped_bit_in_transit_is_found_wherever_it_is() {
     assert!(tried > 1_500 && harmless * 20 < tried, "{harmless} of {tried}");
 }
 
+#[test]
+fn a_new_root_is_published_only_with_what_holds_under_it() {
+    let owner = Owner::new();
+    owner.publish(PATH, b"manifest", 1);
+    let trusted = owner.refresh(owner.bootstrap(), NOW).unwrap();
+    let next = key();
+    for role in ["root", "targets", "snapshot", "timestamp"] {
+        owner.repository.set_keys(role, &[next.public().clone()], 1, NOW).unwrap();
+    }
+    // The old key alone completes the root but not the rest: readers go on undisturbed.
+    for keys in [vec![&owner.key as &dyn SigningKey], vec![&owner.key]] {
+        let progress = owner.repository.sign(&keys, NOW).unwrap();
+        assert_eq!(progress.published, []);
+        assert!(progress.missing.iter().any(|m| m.role == "targets"), "{progress:?}");
+        assert_eq!(owner.refresh(trusted.clone(), NOW).unwrap().root_version(), 1);
+    }
+    let progress = owner.repository.sign(&[&next], NOW).unwrap();
+    assert_eq!(progress.missing, []);
+    assert_eq!(progress.published.len(), 4);
+    assert!(owner.refresh(trusted, NOW).unwrap().target(PATH).is_some());
+    // A higher threshold for the targets waits for its second signature.
+    let both = [owner.key.public().clone(), next.public().clone()];
+    owner.repository.set_keys("targets", &both, 2, NOW).unwrap();
+    assert_eq!(owner.repository.sign(&[&next], NOW).unwrap().published, []);
+    owner.repository.trusted(NOW).unwrap();
+    let progress = owner.repository.sign(&[&owner.key, &next], NOW).unwrap();
+    assert_eq!(progress.missing, []);
+    owner.repository.trusted(NOW).unwrap();
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 

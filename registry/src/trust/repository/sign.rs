@@ -42,9 +42,17 @@ impl Repository {
         if self.files.newest::<Root>(ROOT)?.is_some() {
             self.sign_snapshot(keys, now_s, &mut progress)?;
         }
+        let mut told = Vec::new();
+        progress.missing.retain(|missing| {
+            let new = !told.contains(missing);
+            told.push(missing.clone());
+            new
+        });
         Ok(progress)
     }
 
+    /// Signs a staged root, and publishes it when it can go: a root that the published metadata
+    /// does not hold under would stop every reader until the rest is signed.
     fn sign_root(
         &self,
         keys: &[&dyn SigningKey],
@@ -59,7 +67,58 @@ impl Repository {
         if let Some(old) = &old {
             rules.push((&old.body.keys, role_of(&old.body, ROOT)?));
         }
-        self.sign_one(ROOT, &staged, &rules, keys, progress).map(|_| ())
+        let signed = self.add_signatures(ROOT, &staged, &rules, keys)?;
+        let complete = missing_in(ROOT, &signed, &rules, progress);
+        if complete && (old.is_none() || self.rest_holds_under(&signed, keys, progress)?) {
+            self.publish(ROOT, &signed, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Whether targets, snapshot and timestamp hold under `root`, or can be made to with what is
+    /// staged and the keys at hand.
+    fn rest_holds_under(
+        &self,
+        root: &Loaded<Root>,
+        keys: &[&dyn SigningKey],
+        progress: &mut Progress,
+    ) -> Result<bool, RepositoryError> {
+        let newest = self.files.newest::<Targets>(TARGETS)?;
+        let targets_hold = newest.is_some_and(|t| verify_top(&t, TARGETS, root).is_ok());
+        if !targets_hold {
+            let staged = self.files.read::<Targets>(TARGETS, &self.files.staged(TARGETS))?;
+            let Some(staged) = staged else {
+                progress.missing.push(Missing::waits(TARGETS));
+                return Ok(false);
+            };
+            let rules = [(&root.body.keys, role_of(&root.body, TARGETS)?)];
+            let signed = self.add_signatures(TARGETS, &staged, &rules, keys)?;
+            if !missing_in(TARGETS, &signed, &rules, progress) {
+                return Ok(false);
+            }
+        }
+        let snapshot = self.files.newest::<Snapshot>(SNAPSHOT)?;
+        let timestamp = self.files.newest::<Timestamp>(TIMESTAMP)?;
+        let lists = snapshot.as_ref().is_some_and(|s| verify_top(s, SNAPSHOT, root).is_ok())
+            && timestamp.as_ref().is_some_and(|t| verify_top(t, TIMESTAMP, root).is_ok());
+        if targets_hold && lists {
+            return Ok(true);
+        }
+        // New ones are made in this round, so their keys must be here.
+        let mut all = true;
+        let versions = [snapshot.map_or(0, |s| s.version()), timestamp.map_or(0, |t| t.version())];
+        for (role, version) in [SNAPSHOT, TIMESTAMP].into_iter().zip(versions) {
+            let rule = role_of(&root.body, role)?;
+            let mut here: Vec<_> = keys.iter().map(|key| key.key_id()).collect();
+            here.retain(|id| rule.keyids.contains(id));
+            here.sort();
+            here.dedup();
+            if (here.len() as u64) < rule.threshold {
+                progress.missing.push(Missing::signatures(role, version + 1, rule, &here));
+                all = false;
+            }
+        }
+        Ok(all)
     }
 
     /// Signs a staged targets role; whether it was published.
@@ -72,42 +131,45 @@ impl Repository {
         let Some(staged) = self.files.read::<Targets>(role, &self.files.staged(role))? else {
             return Ok(false);
         };
-        match self.rule(role)? {
-            Some((names, rule)) => self.sign_one(role, &staged, &[(&names, &rule)], keys, progress),
-            None => {
-                // Its delegation, or the first root, is not published yet: sign ahead if we can.
-                let Some((names, rule)) = self.staged_rule(role)? else { return Ok(false) };
+        let published = self.rule(role)?;
+        let ahead = self.staged_rule(role)?;
+        match (published, ahead) {
+            // A staged root that changes who signs the targets: they go together with it.
+            (Some(now), Some(then)) if role == TARGETS && now.1 != then.1 => {
+                let rules = [(&then.0, &then.1)];
+                let signed = self.add_signatures(role, &staged, &rules, keys)?;
+                missing_in(role, &signed, &rules, progress);
+                Ok(false)
+            }
+            (Some((names, rule)), _) => {
+                let rules = [(&names, &rule)];
+                let signed = self.add_signatures(role, &staged, &rules, keys)?;
+                let complete = missing_in(role, &signed, &rules, progress);
+                if complete {
+                    self.publish(role, &signed, progress)?;
+                }
+                Ok(complete)
+            }
+            // Its delegation, or the first root, is not published yet: sign ahead.
+            (None, Some((names, rule))) => {
                 self.add_signatures(role, &staged, &[(&names, &rule)], keys)?;
                 progress.missing.push(Missing::waits(role));
                 Ok(false)
             }
+            (None, None) => Ok(false),
         }
     }
 
-    /// Adds signatures, and publishes when every rule's threshold is met.
-    fn sign_one<B: Body>(
+    fn publish<B: Body>(
         &self,
         role: &str,
-        staged: &Loaded<B>,
-        rules: &[(&BTreeMap<String, PublicKey>, &RoleKeys)],
-        keys: &[&dyn SigningKey],
+        signed: &Loaded<B>,
         progress: &mut Progress,
-    ) -> Result<bool, RepositoryError> {
-        let signed = self.add_signatures(role, staged, rules, keys)?;
-        let mut complete = true;
-        for (names, rule) in rules {
-            let by = signed.signed_by(names, rule);
-            if (by.len() as u64) < rule.threshold {
-                complete = false;
-                progress.missing.push(Missing::signatures(role, signed.version(), rule, &by));
-            }
-        }
-        if complete {
-            files::write(&self.files.published(role, signed.version()), &signed.bytes)?;
-            files::remove(&self.files.staged(role))?;
-            progress.published.push((role.to_owned(), signed.version()));
-        }
-        Ok(complete)
+    ) -> Result<(), RepositoryError> {
+        files::write(&self.files.published(role, signed.version()), &signed.bytes)?;
+        files::remove(&self.files.staged(role))?;
+        progress.published.push((role.to_owned(), signed.version()));
+        Ok(())
     }
 
     fn add_signatures<B: Body>(
@@ -187,8 +249,12 @@ impl Repository {
         let Some(staged) = self.files.read::<B>(role, &self.files.staged(role))? else {
             return Ok(());
         };
-        let rule = (&root.body.keys, role_of(&root.body, role)?);
-        self.sign_one(role, &staged, &[rule], keys, progress).map(|_| ())
+        let rules = [(&root.body.keys, role_of(&root.body, role)?)];
+        let signed = self.add_signatures(role, &staged, &rules, keys)?;
+        match missing_in(role, &signed, &rules, progress) {
+            true => self.publish(role, &signed, progress),
+            false => Ok(()),
+        }
     }
 
     /// What the next snapshot lists: the newest published version of every targets role that a
@@ -208,4 +274,22 @@ impl Repository {
         }
         Ok(meta.contains_key("targets.json").then_some(meta))
     }
+}
+
+/// Whether `signed` meets every rule's threshold; what it lacks is noted.
+fn missing_in<B: Body>(
+    role: &str,
+    signed: &Loaded<B>,
+    rules: &[(&BTreeMap<String, PublicKey>, &RoleKeys)],
+    progress: &mut Progress,
+) -> bool {
+    let mut complete = true;
+    for (names, rule) in rules {
+        let by = signed.signed_by(names, rule);
+        if (by.len() as u64) < rule.threshold {
+            complete = false;
+            progress.missing.push(Missing::signatures(role, signed.version(), rule, &by));
+        }
+    }
+    complete
 }
