@@ -285,6 +285,15 @@ impl Gguf {
         }
     }
 
+    /// Gives back the memory of what was read so far; it comes back from the file when read again.
+    pub fn release(&self) {
+        for segment in &self.inner.segments {
+            if let Segment::Mapped(map) = segment {
+                map.release();
+            }
+        }
+    }
+
     /// All keys with their values, in the file's order.
     pub fn values(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.inner.values.iter().map(|entry| (entry.key.as_str(), &entry.value))

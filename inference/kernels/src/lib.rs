@@ -22,6 +22,7 @@ pub mod memory;
 pub mod ops;
 mod pack;
 mod simd;
+pub mod sum;
 pub mod team;
 
 pub use pack::LAYOUT_VERSION;

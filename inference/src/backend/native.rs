@@ -4,12 +4,15 @@
 //! allocated then, too. Quantised weights are multiplied with activations rounded to 8 bits per 32
 //! values, float weights in 32-bit floats.
 //!
+//! With a folder for it, the regrouped weights are stored once and mapped from then on.
+//!
 //! Invariant: a token's result depends on its sequence alone, bit by bit, not on what else is in
 //! the batch, nor on how its prompt was cut into batches, nor on the number of threads.
 //!
 //! Deliberately absent: devices other than the CPU.
 
 mod step;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -98,7 +101,8 @@ impl Native {
     ) -> Result<Self, LoadError> {
         options.check()?;
         let team = Team::new(options.threads, Pinning::None);
-        let weights = Source::new(gguf, architecture, isa)?.load(&team)?;
+        let weights =
+            Source::new(gguf, architecture, isa)?.load(&team, options.cache_dir.as_deref())?;
         Ok(Self {
             isa,
             weights,

@@ -4,15 +4,18 @@
 //! the file ties them to the head they would otherwise be kept twice.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use fulmar_kernels::activations::Forms;
 use fulmar_kernels::cpu::Isa;
 use fulmar_kernels::formats::{I2_S_TAIL_BYTES, TensorType, dequantize};
+use fulmar_kernels::mapped::MappedFile;
 use fulmar_kernels::matrix::{Matrix, Shape, Storage};
 use fulmar_kernels::memory::Buffer;
 use fulmar_kernels::team::Team;
 
+use super::stored::{HEAD_BYTES, Stored};
 use super::{LoadError, refused};
 use crate::gguf::{Gguf, Tensor};
 use crate::model::{Architecture, Layer, Linear};
@@ -113,6 +116,23 @@ pub(super) struct Source<'a> {
     places: HashMap<Key<'a>, usize>,
     order: Vec<&'a Linear>,
     bytes: usize,
+    /// Where the first matrix starts in the storage.
+    base: usize,
+}
+
+/// Why a copy of the weights was not made.
+#[derive(Debug)]
+enum StoreError {
+    /// The weights themselves are at fault.
+    Load(LoadError),
+    /// The file is.
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 impl<'a> Source<'a> {
@@ -123,7 +143,7 @@ impl<'a> Source<'a> {
         isa: Isa,
     ) -> Result<Self, LoadError> {
         let (places, order) = (HashMap::new(), Vec::new());
-        let mut source = Self { gguf, architecture, isa, places, order, bytes: 0 };
+        let mut source = Self { gguf, architecture, isa, places, order, bytes: 0, base: 0 };
         for linear in linears(architecture) {
             if source.places.contains_key(&key(linear)) {
                 continue;
@@ -142,13 +162,60 @@ impl<'a> Source<'a> {
         self.bytes
     }
 
-    /// Regroups everything.
-    pub(super) fn load(self, team: &Team) -> Result<Weights, LoadError> {
+    /// Takes the regrouped weights from the copy in `folder`, or makes them (and the copy).
+    pub(super) fn load(mut self, team: &Team, folder: Option<&Path>) -> Result<Weights, LoadError> {
+        let stored = folder.map(|folder| Stored::new(folder, self.gguf, self.isa, self.bytes));
+        if let Some(stored) = stored {
+            let runs = self.runs();
+            let map = match stored.open(team, &runs) {
+                Some(map) => Ok(map),
+                None => self.store(team, &stored, &runs),
+            };
+            match map {
+                Ok(map) => {
+                    self.base = HEAD_BYTES;
+                    return self.assemble(&Arc::new(Storage::Mapped(map)));
+                }
+                Err(StoreError::Load(error)) => return Err(error),
+                // The copy saves time, nothing else.
+                Err(StoreError::Io(error)) => {
+                    tracing::warn!(%error, "regrouped weights are not stored");
+                }
+            }
+        }
         let mut buffer = Buffer::zeroed(self.bytes).map_err(|e| refused(&e))?;
         for linear in &self.order {
-            self.regroup(linear, team, &mut buffer)?;
+            let place = self.places[&key(linear)];
+            self.regroup(linear, team, &mut buffer[place..])?;
+            self.gguf.release();
         }
         self.assemble(&Arc::new(Storage::Owned(buffer)))
+    }
+
+    /// Bytes from each matrix to the next.
+    fn runs(&self) -> Vec<usize> {
+        let ends = self.order.iter().skip(1).map(|linear| self.places[&key(linear)]);
+        let mut start = 0;
+        let ends = ends.chain([self.bytes]);
+        ends.map(|end| end - std::mem::replace(&mut start, end)).collect()
+    }
+
+    fn store(
+        &self,
+        team: &Team,
+        stored: &Stored,
+        runs: &[usize],
+    ) -> Result<MappedFile, StoreError> {
+        let mut copy = stored.create()?;
+        let longest = runs.iter().copied().max().unwrap_or(0);
+        let mut buffer = Buffer::zeroed(longest)?;
+        for (linear, run) in self.order.iter().zip(runs) {
+            buffer[..*run].fill(0);
+            self.regroup(linear, team, &mut buffer).map_err(StoreError::Load)?;
+            copy.write(team, &buffer[..*run])?;
+            self.gguf.release();
+        }
+        Ok(copy.finish()?)
     }
 
     fn shape(&self, linear: &Linear) -> Result<Shape, LoadError> {
@@ -164,10 +231,7 @@ impl<'a> Source<'a> {
         let rows = tensor.data.get(start..start + shape.rows * row_bytes);
         let rows = rows.ok_or_else(|| unfit(linear, &"its rows are not all there"))?;
         let bytes = shape.regrouped_bytes(self.isa).map_err(|e| unfit(linear, &e))?;
-        let place = self.places[&key(linear)];
-        shape
-            .regroup(self.isa, team, rows, &mut out[place..place + bytes])
-            .map_err(|e| unfit(linear, &e))
+        shape.regroup(self.isa, team, rows, &mut out[..bytes]).map_err(|e| unfit(linear, &e))
     }
 
     fn assemble(&self, storage: &Arc<Storage>) -> Result<Weights, LoadError> {
@@ -210,7 +274,7 @@ impl<'a> Source<'a> {
 
     fn matrix(&self, storage: &Arc<Storage>, linear: &Linear) -> Result<Matrix, LoadError> {
         let shape = self.shape(linear)?;
-        let place = self.places[&key(linear)];
+        let place = self.base + self.places[&key(linear)];
         let matrix = Matrix::new(self.isa, shape, storage.clone(), place);
         let mut matrix = matrix.map_err(|e| unfit(linear, &e))?.scaled(linear.scale);
         if shape.ty == TensorType::I2S {
