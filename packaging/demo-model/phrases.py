@@ -203,6 +203,7 @@ LOG_LINES = {
     "train": [
         "{t}{l} {c}: {m}", "{t}[{l}] {c}: {m}", "{t}{c} {l} {m}", "{t}{c}: {l}: {m}", "{t}{l} [{c}] {m}",
         "level={l} component={c} msg=\"{m}\"", "{t}{c}[{n}]: {l} {m}", "{l} | {c} | {m}",
+        "{t}{c} ({l}) {m}", "{t}{c}: [{l}] {m}", "{t}[{c}] [{l}] {m}", "{t}{l}: [{c}] {m}", "{t}{c} <{l}> {m}", "{t}{l} {c}: {m}",
     ],
     "held_out": ["{t}[{l}] [{c}] {m}", "{t}{c} [{l}] {m}", "{t}{l}: {c}: {m}"],
 }
@@ -240,14 +241,6 @@ WHICH = {
     ],
     "held_out": ["Which device shows {s}?", "Name the device that is {s}.", "Find the one that is {s}.", "Which one reports {s}?"],
 }
-IS_IT = {
-    "train": [
-        "Is {n} {s}?", "Is the {m} of {n} {s}?", "Does {n} show {s}?", "is {n} at {s}?", "Does {n} report {s}?",
-        "Tell me if {n} is {s}.", "Check if {n} is {s}.",
-    ],
-    "held_out": ["Does {n} have {s}?", "Tell me if {n} shows {s}.", "Check if {n} is at {s}."],
-}
-
 SYSTEMS = {
     "train": [
         "You are a helpful assistant.", "You control a building.", "You are fulmar, a small model on an edge device.",
