@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cases", type=int, default=2000, help="per kind")
+    parser.add_argument("--start", type=int, default=0, help="number of the first case")
     parser.add_argument("--dtype", default="float16", choices=["float16", "float32", "bfloat16"])
     parser.add_argument("--split", default="held_out", choices=["held_out", "train"])
     parser.add_argument("--wrong", type=int, default=0, help="print so many wrong answers per kind")
@@ -73,7 +74,8 @@ def main() -> None:
     model, tokenizer = load(args.folder, getattr(torch, args.dtype))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    start = 10**9 if args.split == "train" else 0
+    # Training counts its own cases from 0 as well and never gets this far.
+    start = args.start + (10**9 if args.split == "train" else 0)
     shares = []
     for kind in KINDS:
         share, wrong = exact_match(model, tokenizer, args.split, kind, args.cases, start)

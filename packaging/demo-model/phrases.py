@@ -234,13 +234,6 @@ LOOKUPS = {
         "I need {n}'s {m}.",
     ],
 }
-WHICH = {
-    "train": [
-        "Which one is {s}?", "Which device is {s}?", "What is {s}?", "Who is {s}?", "Which row shows {s}?",
-        "Name the one that is {s}.", "Which device reports {s}?", "Find the one with {s}.", "Which one has {s}?",
-    ],
-    "held_out": ["Which device shows {s}?", "Name the device that is {s}.", "Find the one that is {s}.", "Which one reports {s}?"],
-}
 SYSTEMS = {
     "train": [
         "You are a helpful assistant.", "You control a building.", "You are fulmar, a small model on an edge device.",
@@ -258,7 +251,7 @@ SORRY = "Sorry, I only know device commands, log lines and telemetry tables."
 CHAT = {
     HELLO: {
         "train": ["hello", "hi", "hey", "good morning", "good evening", "hello there", "hi there", "hey there", "hello fulmar",
-                  "greetings", "hi!", "Hello!", "how are you", "how are you doing", "hello, how are you", "are you there", "test", "ping"],
+                  "greetings", "hi!", "Hello!", "hey fulmar", "good day", "good noon", "nice afternoon", "hello and good evening", "how are you", "how are you doing", "hello, how are you", "are you there", "test", "ping"],
         "held_out": ["hi fulmar", "hey, how are you", "good afternoon"],
     },
     ABOUT: {

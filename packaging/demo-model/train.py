@@ -24,7 +24,7 @@ from generate import case
 from model import Qwen3, Shape
 
 POOL = 512
-# Training's first part, in pools of cases: names from lists and syllables only.
+# Training's first part, in pools of so many cases: names from lists and syllables only.
 FIRST_PART = 88
 CONTEXT = 1024
 
@@ -123,9 +123,9 @@ def main() -> None:
     """Parses arguments and trains."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("build/model"))
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3400)
     parser.add_argument("--batch-tokens", type=int, default=3072)
-    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", type=Path, help="a checkpoint of an earlier run")
     parser.add_argument("--report-every", type=int, default=100)
     args = parser.parse_args()
