@@ -63,9 +63,11 @@ COMMANDS = {
             "run the {d}{w} with {q} {v}", "{d} {q} to {v}{w}", "change {q} to {v} on the {d}{w}",
             "adjust the {d}{w} {q} to {v}", "bring the {d}{w} {q} to {v}", "we need the {q} of the {d}{w} at {v}",
             "I need the {d}{w} {q} at {v}", "adjust {q} of the {d}{w} to {v}", "put {q} to {v} on the {d}{w}", "change {d}{w} {q} to {v}",
+            "I need the {q} of the {d}{w} at {v}", "change the {d}{w} {q} to {v}", "set {q} of the {d}{w} to {v}",
+            "change {q} of {d}{w} to {v}", "I need {q} at {v} on the {d}{w}", "bring {q} of the {d}{w} to {v}",
         ],
         "held_out": [
-            "adjust {q} to {v} on the {d}{w}", "I need the {q} of the {d}{w} at {v}", "change the {d}{w} {q} to {v}",
+            "adjust {q} to {v} on the {d}{w}", "we need the {d}{w} {q} at {v}", "bring {q} to {v} on the {d}{w}",
         ],
     },
     "status": {
@@ -228,6 +230,8 @@ LOOKUPS = {
         "What is the {m} of {n}?", "What is {n}'s {m}?", "{m} of {n}?", "Give me the {m} of {n}.", "what {m} does {n} have?",
         "Tell me the {m} for {n}.", "Read the {m} of {n}.", "What does {n} show for {m}?", "how much {m} does {n} report?",
         "What is the {m} at {n}?", "{n} {m}?", "Which {m} does {n} show?", "I need the {m} of {n}.",
+        "Give me {n}'s {m}.", "Tell me {n}'s {m}.", "Read {n}'s {m}.", "I want the {m} for {n}.", "I need the {m} for {n}.",
+        "Show me the {m} for {n}.", "What {m} does {n} report?", "I want {n}'s {m}.", "Which {m} is at {n}?", "Give me the {m} at {n}.",
     ],
     "held_out": [
         "Tell me the {m} of {n}.", "What {m} does {n} show?", "Give me the {m} for {n}.", "Which {m} does {n} report?",
