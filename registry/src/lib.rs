@@ -1,7 +1,19 @@
-//! The signed model registry.
+//! The signed model registry: what may run here, by whose word, and the bytes of it.
+//!
+//! - [`trust`]: both TUF repositories and the rule that they must agree.
+//! - [`admission`], [`owner`]: the two ways to a [`Signed`] manifest, and there is no third.
+//! - [`blobs`], [`fetch`], [`import`], [`bundle`]: bytes by digest, and how they come in.
+//! - [`catalog`], [`gc`]: what is installed, which release serves, what may go.
+//! - [`Registry`]: all of it, and the one door to the engine, [`Registry::verified_model`].
+//!
+//! Invariants: only signed manifests are installed; only verified bytes are handed out; nothing
+//! partial is visible; release counters and metadata versions never go back.
+//!
+//! Deliberately absent: reading models, running them, and deciding who may.
 
 pub mod admission;
 pub mod blobs;
+pub mod bundle;
 pub mod catalog;
 pub mod digest;
 pub mod fetch;

@@ -17,6 +17,7 @@
 //!
 //! Deliberately absent: trust decisions (the registry crate's), the engine, HTTP for applications.
 
+mod bundle;
 mod clock;
 mod desired;
 mod download;
@@ -37,6 +38,7 @@ mod tests;
 mod tls;
 mod transport;
 
+pub use bundle::{Carried, CarryError, import_bundle};
 pub use clock::SignedClock;
 pub use desired::{Desired, DesiredModel, load as desired};
 pub use download::{DownloadError, Downloader, Limits, LinkCost};

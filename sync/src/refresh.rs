@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_registry::Digest;
+use fulmar_registry::bundle::Header;
 use fulmar_registry::trust::{Fetched, Refresh, Repo, Scope, TrustError, Trusted, Want};
 use fulmar_store::{Store, StoreError};
 use serde_json::json;
@@ -13,6 +14,40 @@ use crate::clock::SignedClock;
 use crate::outbox;
 use crate::state;
 use crate::transport::{Transport, TransportError};
+
+/// Where metadata come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// The control plane.
+    Network(&'a Transport),
+    /// A file that somebody carried here, for the device with this id.
+    Bundle {
+        /// What it holds.
+        header: &'a Header,
+        /// This device.
+        device_id: &'a str,
+    },
+}
+
+impl Source<'_> {
+    async fn metadata(self, repo: Repo, want: &Want) -> Result<Fetched, TransportError> {
+        match (self, repo) {
+            (Self::Network(transport), _) => transport.metadata(repo, want).await,
+            (Self::Bundle { header, .. }, Repo::Registry) => Ok(header.registry_file(want)),
+            (Self::Bundle { header, device_id }, Repo::Director) => {
+                Ok(header.director_file(device_id, want))
+            }
+        }
+    }
+
+    /// For the audit log.
+    fn actor(self) -> &'static str {
+        match self {
+            Self::Network(_) => "control-plane",
+            Self::Bundle { .. } => "bundle",
+        }
+    }
+}
 
 /// Longest first root, in bytes.
 const ROOT_BYTES_MAX: u64 = 512_000;
@@ -83,14 +118,14 @@ pub(crate) struct Refreshed {
 /// Refreshes the director, then the registry as far as the director's targets need it, and stores
 /// both with the new generation.
 pub(crate) async fn refresh(
-    transport: &Transport,
+    source: Source<'_>,
     store: &Store,
     clock: &Arc<SignedClock>,
 ) -> Result<Refreshed, RefreshError> {
-    let director = advance(transport, store, clock, Repo::Director, Scope::TopLevel).await?;
+    let director = advance(source, store, clock, Repo::Director, Scope::TopLevel).await?;
     clock.raise(director.time(0));
     let paths = director.targets().map(|(path, _)| path.to_owned()).collect();
-    let registry = advance(transport, store, clock, Repo::Registry, Scope::Paths(paths)).await;
+    let registry = advance(source, store, clock, Repo::Registry, Scope::Paths(paths)).await;
     let registry = match registry {
         Ok(registry) => Some(registry),
         // A fleet without a registry yet: nothing is admitted, everything else goes on.
@@ -99,7 +134,7 @@ pub(crate) async fn refresh(
     };
     clock.raise(registry.as_ref().map_or(0, |registry| registry.time(0)));
     let generation = director.targets_version().unwrap_or_default();
-    let at_s = clock.now_s();
+    let (at_s, actor) = (clock.now_s(), source.actor());
     store
         .write(move |tx| {
             if let Some(registry) = &registry {
@@ -113,7 +148,7 @@ pub(crate) async fn refresh(
             if generation > before {
                 let event = Event {
                     at_s,
-                    actor: "control-plane",
+                    actor,
                     action: "desired.accept",
                     resource: &format!("generation/{generation}"),
                     outcome: Outcome::Completed,
@@ -136,7 +171,7 @@ pub(crate) async fn refresh(
 /// Runs one repository's client workflow. What was verified before a failure is stored all the
 /// same: newer versions in it protect against rollback.
 async fn advance(
-    transport: &Transport,
+    source: Source<'_>,
     store: &Store,
     clock: &SignedClock,
     repo: Repo,
@@ -147,10 +182,10 @@ async fn advance(
         .await?;
     let trusted = match trusted {
         Some(trusted) => trusted,
-        None => first_root(transport, store, clock, repo).await?,
+        None => first_root(source, store, clock, repo).await?,
     };
     let mut refresh = Refresh::new(trusted, clock.now_s()).scope(scope);
-    let fed = feed(transport, repo, &mut refresh).await;
+    let fed = feed(source, repo, &mut refresh).await;
     match fed {
         Ok(()) => refresh.finish().map_err(RefreshError::trust(repo)),
         Err(error) => {
@@ -169,7 +204,7 @@ async fn advance(
 /// over the connection that enrolment pinned, with the trust that enrolment itself would have had;
 /// from then on only its own keys replace it.
 async fn first_root(
-    transport: &Transport,
+    source: Source<'_>,
     store: &Store,
     clock: &SignedClock,
     repo: Repo,
@@ -178,17 +213,17 @@ async fn first_root(
         return Err(RefreshError::NoRoot { repo: repo.as_str() });
     }
     let want = Want { file_name: "1.root.json".to_owned(), length_max: ROOT_BYTES_MAX };
-    let Fetched::Found(root) = transport.metadata(repo, &want).await? else {
+    let Fetched::Found(root) = source.metadata(repo, &want).await? else {
         return Err(RefreshError::NoRoot { repo: repo.as_str() });
     };
-    let at_s = clock.now_s();
+    let (at_s, actor) = (clock.now_s(), source.actor());
     store
         .write(move |tx| {
             let trusted =
                 Trusted::bootstrap(tx, repo, &root, at_s).map_err(RefreshError::trust(repo))?;
             let event = Event {
                 at_s,
-                actor: "control-plane",
+                actor,
                 action: "trust.bootstrap",
                 resource: repo.as_str(),
                 outcome: Outcome::Completed,
@@ -201,13 +236,9 @@ async fn first_root(
         .await
 }
 
-async fn feed(
-    transport: &Transport,
-    repo: Repo,
-    refresh: &mut Refresh,
-) -> Result<(), RefreshError> {
+async fn feed(source: Source<'_>, repo: Repo, refresh: &mut Refresh) -> Result<(), RefreshError> {
     while let Some(want) = refresh.next() {
-        let fetched = transport.metadata(repo, &want).await?;
+        let fetched = source.metadata(repo, &want).await?;
         refresh.feed(fetched).map_err(RefreshError::trust(repo))?;
     }
     Ok(())

@@ -137,6 +137,25 @@ impl ControlPlane {
         .encode()
     }
 
+    /// All that the device would fetch now, in one file.
+    pub(crate) fn bundle(&self, path: &Path) -> PathBuf {
+        let mut header = fulmar_registry::bundle::Header::new(now_s());
+        let blobs_dir = tempfile::tempdir().unwrap();
+        let blobs = fulmar_registry::Blobs::open(blobs_dir.path(), 1 << 30).unwrap();
+        let script = self.script();
+        for (name, bytes) in &script.metadata {
+            match name.split_once('/').unwrap() {
+                ("registry", name) => header.add_registry(name, bytes),
+                (_, name) => header.add_director(DEVICE_ID, name, bytes),
+            }
+        }
+        for bytes in script.blobs.values() {
+            header.add_blob(blobs.put(bytes).unwrap(), bytes.len() as u64);
+        }
+        fulmar_registry::bundle::write(path, &header, &blobs).unwrap();
+        path.to_owned()
+    }
+
     /// As if there were no registry yet; returns its files.
     pub(crate) fn hide_registry(&self) -> BTreeMap<String, Vec<u8>> {
         let mut script = self.script();

@@ -293,3 +293,32 @@ async fn a_flipped_bit_is_repaired_from_the_network() {
     }
     running.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_brings_what_the_network_would_and_an_older_one_undoes_nothing() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(100_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let older = plane.bundle(&dir.path().join("1.bundle"));
+    let entry = plane.publish(NAME, 2, &weights(120_000));
+    plane.assign(vec![entry]);
+    let newer = plane.bundle(&dir.path().join("2.bundle"));
+    // From here on there is no link.
+    drop(plane);
+    let id = crate::testing::DEVICE_ID;
+    let taken = crate::import_bundle(&device.registry, &device.clock, id, &newer).await.unwrap();
+    assert_eq!((taken.generation, taken.models), (3, vec![NAME.to_owned()]));
+    assert!(taken.blob_bytes > 120_000);
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the third generation", |s| s.generation_applied == 3).await;
+    assert_eq!(active(&device), Some(2));
+    running.end().await;
+    let refused = crate::import_bundle(&device.registry, &device.clock, id, &older).await;
+    assert!(matches!(refused, Err(crate::CarryError::Refresh(_))), "{refused:?}");
+    let others = crate::import_bundle(&device.registry, &device.clock, "d-2", &newer).await;
+    assert!(others.unwrap_err().to_string().contains("it is for d-1"));
+    assert_eq!(active(&device), Some(2));
+}

@@ -15,7 +15,7 @@ use fulmar_store::StoreError;
 use super::Inner;
 use super::tell::models;
 use crate::desired::{self, in_words};
-use crate::refresh::{self, RefreshError};
+use crate::refresh::{self, RefreshError, Source};
 use crate::transport::TransportError;
 use crate::{enroll, outbox, state};
 
@@ -69,7 +69,9 @@ impl Inner {
     async fn refresh(&self, response: &CheckInResponse, seen: u64) -> Result<(), CycleError> {
         let refreshed = match self.is_news(response, seen).await {
             Ok(false) => return Ok(()),
-            Ok(true) => refresh::refresh(&self.transport, &self.store, &self.clock).await,
+            Ok(true) => {
+                refresh::refresh(Source::Network(&self.transport), &self.store, &self.clock).await
+            }
             Err(CycleError::Refresh(error)) => Err(error),
             Err(error) => return Err(error),
         };
