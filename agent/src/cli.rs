@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod bundle;
 mod config;
 mod convert;
 mod debug;
@@ -108,6 +109,8 @@ enum Command {
     Enroll(enroll::Args),
     /// Meet the control plane now.
     Sync(status::SyncArgs),
+    /// Take what the fleet wants from a file that somebody carried here.
+    Bundle(bundle::Args),
     /// Make, list and revoke the tokens of apps.
     Token(token::Args),
     /// Read, verify and prove the audit log.
@@ -162,6 +165,7 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => status::status(place, &args),
         Command::Enroll(args) => enroll::run(place, &args),
         Command::Sync(args) => status::sync(place, &args),
+        Command::Bundle(args) => bundle::run(place, &args),
         Command::Token(args) => token::run(place, args),
         Command::Audit(args) => audit::run(place, args),
         Command::Doctor(args) => doctor::run(place, &args),

@@ -22,6 +22,24 @@ enum Command {
     Init(Init),
     /// Serve devices and operators until told to stop.
     Serve(Serve),
+    /// Write what devices should hold to one file, for those without a link.
+    Bundle(Bundle),
+}
+
+#[derive(Debug, clap::Args)]
+struct Bundle {
+    /// The state directory.
+    #[arg(long)]
+    dir: PathBuf,
+    /// A device's id; all devices if none is named.
+    #[arg(long = "device")]
+    devices: Vec<String>,
+    /// The file to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -81,6 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Init(args) => init(args),
         Command::Serve(args) => serve(args),
+        Command::Bundle(args) => bundle(&args),
     }
 }
 
@@ -100,6 +119,19 @@ fn init(args: Init) -> anyhow::Result<ExitCode> {
         println!("operator: {}", report.admin);
         println!("password: {}   (told this once)", report.admin_password);
         println!("fleet CA: sha256 {}", report.ca_sha256);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bundle(args: &Bundle) -> anyhow::Result<ExitCode> {
+    let config = Config { dir: args.dir.clone(), ..Config::default() };
+    let exported = crate::carry::export(&config, &args.devices, &args.out)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&exported)?);
+    } else {
+        let devices = exported.devices.join(", ");
+        println!("{}: {} files, {} bytes", args.out.display(), exported.blobs, exported.bytes);
+        println!("for {devices}; on the device: fulmar bundle import FILE");
     }
     Ok(ExitCode::SUCCESS)
 }

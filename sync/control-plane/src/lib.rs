@@ -24,6 +24,7 @@ mod auth;
 mod blob;
 mod body;
 mod ca;
+mod carry;
 pub mod cli;
 mod config;
 mod console;

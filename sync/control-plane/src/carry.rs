@@ -1,0 +1,118 @@
+//! Bundles for devices without a link: what they would fetch, in one file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::Context as _;
+use fulmar_policy::audit::Outcome;
+use fulmar_registry::Digest;
+use fulmar_registry::blobs::Blobs;
+use fulmar_registry::bundle::{self, Header};
+use fulmar_store::Store;
+use rusqlite::Transaction;
+use serde::Serialize;
+
+use crate::director::{self, Director};
+use crate::failure::Failure;
+use crate::{Config, act, now_s, schema};
+
+/// What was exported.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Exported {
+    /// The devices that the bundle is for.
+    pub(crate) devices: Vec<String>,
+    /// Blobs in it.
+    pub(crate) blobs: usize,
+    /// Their bytes.
+    pub(crate) bytes: u64,
+}
+
+/// Writes a bundle for these devices, for all if none is named. Works beside a serving control
+/// plane.
+pub(crate) fn export(config: &Config, devices: &[String], out: &Path) -> anyhow::Result<Exported> {
+    let dir = &config.dir;
+    anyhow::ensure!(
+        dir.join("control.db").exists(),
+        "open a control plane in {}: there is none",
+        dir.display()
+    );
+    let store = Store::open(&dir.join("control.db"), &schema::ALL)?;
+    let blobs = Blobs::open(dir, config.blob_bytes_max)?;
+    let director = Director::open(dir)?;
+    let there: BTreeMap<Digest, u64> = blobs.list()?.into_iter().collect();
+    let wanted = devices.to_vec();
+    let (header, devices) = store
+        .write_blocking(move |tx| header(tx, &director, wanted, &there))
+        .context("collect what the devices should hold")?;
+    bundle::write(out, &header, &blobs)?;
+    Ok(Exported {
+        devices,
+        blobs: header.blobs().len(),
+        bytes: header.blobs().iter().map(|(_, size)| size).sum(),
+    })
+}
+
+fn header(
+    tx: &Transaction<'_>,
+    director: &Director,
+    mut devices: Vec<String>,
+    there: &BTreeMap<Digest, u64>,
+) -> Result<(Header, Vec<String>), Failure> {
+    let now_s = now_s();
+    let members: Vec<String> =
+        column(tx, "SELECT id FROM device WHERE removed_s IS NULL ORDER BY id", "")?;
+    if devices.is_empty() {
+        devices.clone_from(&members);
+    }
+    let mut header = Header::new(now_s);
+    let mut registry = tx.prepare("SELECT file, bytes FROM registry_metadata")?;
+    let mut rows = registry.query([])?;
+    while let Some(row) = rows.next()? {
+        header.add_registry(&row.get::<_, String>(0)?, &row.get::<_, Vec<u8>>(1)?);
+    }
+    director.ensure_root(tx, now_s)?;
+    for device in &devices {
+        if !members.contains(device) {
+            return Err(Failure::not_found("device", device));
+        }
+        let mut version = 1;
+        while let Some(root) = director::root(tx, Some(version))? {
+            header.add_director(device, &format!("{version}.root.json"), &root);
+            version += 1;
+        }
+        let minted = director.minted(tx, device, now_s)?;
+        header.add_director(device, "timestamp.json", &minted.timestamp);
+        header.add_director(device, "snapshot.json", &minted.snapshot);
+        header.add_director(device, "targets.json", &minted.targets);
+        for digest in assigned(tx, device)? {
+            let size_bytes = there.get(&digest).copied().ok_or_else(|| {
+                let reason = format!("blob {digest} is not in the store: upload it first");
+                Failure::internal("carry a blob", reason)
+            })?;
+            header.add_blob(digest, size_bytes);
+        }
+        let detail = serde_json::json!({ "generation": minted.generation });
+        act::append(tx, "local", "bundle.export", device, Outcome::Completed, detail)?;
+    }
+    Ok((header, devices))
+}
+
+/// Manifests and files of what a device should hold.
+fn assigned(tx: &Transaction<'_>, device: &str) -> Result<BTreeSet<Digest>, Failure> {
+    let sql = "
+        SELECT digest FROM desired WHERE device_id = ?1
+        UNION
+        SELECT b.digest FROM release_blob b
+        JOIN release r ON r.id = b.release_id
+        JOIN desired d ON d.model = r.model AND d.digest = r.digest
+        WHERE d.device_id = ?1";
+    let texts = column(tx, sql, device)?;
+    Ok(texts.iter().filter_map(|text| text.parse().ok()).collect())
+}
+
+fn column(tx: &Transaction<'_>, sql: &str, parameter: &str) -> Result<Vec<String>, Failure> {
+    let mut statement = tx.prepare(sql)?;
+    let parameters: &[&str] = if parameter.is_empty() { &[] } else { &[parameter] };
+    let rows = statement.query_map(rusqlite::params_from_iter(parameters), |row| row.get(0))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
