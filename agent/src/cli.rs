@@ -11,6 +11,7 @@ pub(crate) mod enroll;
 mod gc;
 mod models;
 pub(crate) mod output;
+mod publish;
 mod pull;
 mod quantize;
 #[cfg(all(feature = "control-plane", feature = "demo-model"))]
@@ -128,6 +129,10 @@ enum Command {
     Quantize(quantize::Args),
     /// The owner's registry: keys, releases, teams, signatures.
     Registry(registry::Args),
+    /// Hand what the owner signed to a control plane.
+    Publish(publish::PublishArgs),
+    /// Make a join token for a device, at a control plane.
+    JoinToken(publish::JoinTokenArgs),
     /// Measure how fast a model file runs here.
     Bench(bench::Args),
     /// Look inside: logits, tokens, templates, files.
@@ -175,6 +180,8 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::Convert(args) => convert::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Registry(args) => registry::run(args),
+        Command::Publish(args) => publish::publish(&args),
+        Command::JoinToken(args) => publish::join_token(&args),
         Command::Bench(args) => bench::run(args),
         Command::Debug(args) => debug::run(args),
     }

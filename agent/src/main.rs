@@ -7,6 +7,7 @@ mod ask;
 mod cli;
 mod client;
 mod config;
+mod console;
 mod engine;
 mod http;
 mod import;

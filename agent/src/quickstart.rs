@@ -7,7 +7,6 @@
 //! step first looks whether it was done.
 
 mod child;
-mod console;
 mod owner;
 mod report;
 
@@ -21,9 +20,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cli::{enroll, token};
+use crate::console::{Console, Source, plain_client};
 use crate::state::State;
 use child::Process;
-use console::Console;
 use owner::Owner;
 use report::Report;
 
@@ -105,8 +104,13 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
 
     report.step("the embedded model, signed by its owner");
     let release = owner.publish(now_s)?;
-    let console = Console::sign_in(&console_url, &memory.admin, &memory.admin_password).await?;
-    console.publish(&release).await?;
+    let console =
+        Console::sign_in(&console_url, None, &memory.admin, &memory.admin_password).await?;
+    let blobs = [
+        (release.digest, Source::Bytes(release.manifest.clone())),
+        (release.weights_digest, Source::File(release.weights.clone())),
+    ];
+    console.publish(&blobs, &release.metadata).await?;
 
     report.step("the device joins the fleet");
     let state = State::open(&dir.join("device"))?;
@@ -115,7 +119,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let api_url = text(&agent.told("api_urls")?[0])?;
 
     report.step("roll-out");
-    console.deploy(&release, &device_id).await?;
+    deploy(&console, &release, &device_id).await?;
     wait_active(&state.socket(), &release, &mut report).await?;
 
     report.step("a question");
@@ -255,10 +259,26 @@ async fn join(state: &std::sync::Arc<State>, console: &Console) -> anyhow::Resul
     if let Some(identity) = fulmar_sync::Identity::load(&state.identity_path())? {
         return Ok(identity.device_id);
     }
-    let join_token = console.join_token("quickstart").await?;
+    let join_token = console.join_token("quickstart", None).await?.token;
     let identity = enroll::join(state, &join_token, "quickstart").await?;
     state.sign_audit_log().await?;
     Ok(identity.device_id)
+}
+
+/// Says that the device should serve the release, unless that was said before.
+async fn deploy(
+    console: &Console,
+    release: &owner::Release,
+    device_id: &str,
+) -> anyhow::Result<()> {
+    let digest = release.digest.to_string();
+    let device = console.device(device_id).await?;
+    let desired = device["desired"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !desired.iter().any(|model| model["digest"] == digest.as_str()) {
+        let devices = json!([device_id]);
+        console.deploy(&release.name.to_string(), Some(&release.digest), devices).await?;
+    }
+    Ok(())
 }
 
 /// Waits until the agent serves the release, showing how far it is.
@@ -311,7 +331,7 @@ async fn ask(api_url: &str, token: &str, model: &str) -> anyhow::Result<Answer> 
         "temperature": 0,
         "max_tokens": 128,
     });
-    let response = console::plain_client()?
+    let response = plain_client()?
         .post(format!("{api_url}/chat/completions"))
         .bearer_auth(token)
         .json(&body)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 /// How long a process may take until it says that it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -19,6 +19,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Process {
     name: &'static str,
     child: Child,
+    /// Held here: waiting for a child closes what is left in it.
+    stdin: Option<ChildStdin>,
     /// What it said when it was ready.
     pub(crate) ready: Value,
 }
@@ -45,6 +47,7 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start the {name}"))?;
+        let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("read from the process")?;
         let mut line = String::new();
         let read = BufReader::new(stdout);
@@ -63,7 +66,7 @@ impl Process {
                 tail.join("\n")
             );
         };
-        Ok(Self { name, child, ready })
+        Ok(Self { name, child, stdin, ready })
     }
 
     /// A field of the line of JSON.
@@ -90,7 +93,7 @@ impl Process {
     /// When it ends with a failure, or does not end in time.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         // Closing its standard input is the request; a signal may have reached it already.
-        drop(self.child.stdin.take());
+        drop(self.stdin.take());
         let status = tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
             .await
             .with_context(|| format!("stop the {}: it did not end in time", self.name))?
