@@ -15,6 +15,7 @@ mod answer;
 mod budget;
 mod choose;
 mod front;
+mod guess;
 mod load;
 mod loaded;
 mod options;

@@ -98,7 +98,9 @@ impl Sampler {
     ) -> Result<u32, ChooseError> {
         self.penalise(row, text, scratch);
         for &(id, bias) in &self.sampling.logit_bias {
-            row[id as usize] += bias;
+            if let Some(logit) = row.get_mut(id as usize) {
+                *logit += bias;
+            }
         }
         if let Some(mask) = mask {
             apply_mask(row, mask);

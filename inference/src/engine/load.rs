@@ -11,8 +11,9 @@ use tokio::sync::oneshot;
 use super::budget::{Holder, Reserved, Wish, total};
 use super::choose::Chosen;
 use super::front::Front;
-use super::loaded::{GUESSES_MAX, Loaded, Parts, Stay};
-use super::options::{KeepAlive, LoadOptions};
+use super::guess::{Draft, GUESSES_MAX};
+use super::loaded::{Loaded, Parts, Stay};
+use super::options::{KeepAlive, LoadOptions, PrefixCache, Speculation};
 use super::runner::Order;
 use super::status::ModelInfo;
 use super::{Hold, Shared};
@@ -138,9 +139,9 @@ fn go(models: &[MustGo]) -> String {
     format!("; these would have to go: {}", each.collect::<Vec<_>>().join(", "))
 }
 
-/// Bytes that tokenizer, template and grammar tables take per token of the vocabulary, with room
-/// to spare: measured at about 300 with the grammar tables built.
-const TABLE_BYTES_PER_TOKEN: u64 = 512;
+/// Bytes that tokenizer and grammar tables take per token of the vocabulary, with room to spare:
+/// 530 to 580 were measured at the peak with vocabularies of 150 and 200 thousand tokens.
+const TABLE_BYTES_PER_TOKEN: u64 = 672;
 
 /// Everything known of a model before it is loaded.
 struct Planned {
@@ -150,6 +151,15 @@ struct Planned {
     backend: BackendOptions,
     wish: Wish,
     tokenizer_bytes: u64,
+    draft: Option<PlannedDraft>,
+}
+
+/// A draft model before it is loaded.
+struct PlannedDraft {
+    architecture: Architecture,
+    chosen: Chosen,
+    backend: BackendOptions,
+    memory: MemoryUse,
 }
 
 /// Loads a model; runs on a thread that may block.
@@ -170,6 +180,7 @@ pub(super) fn load(
     // Fewer blocks than a full context: the context is what they hold.
     let context_tokens = planned.backend.context_tokens_max.min(blocks * BLOCK_TOKENS);
     let backend = planned.chosen.load(gguf, &planned.architecture, &planned.backend)?;
+    let draft = load_draft(&planned, options)?;
     let memory = planned.memory(shared, gguf, blocks)?;
     let template = ChatTemplate::from_gguf(gguf, &planned.tokenizer).map_err(|e| e.to_string());
     let front = Arc::new(Front::new(
@@ -202,6 +213,7 @@ pub(super) fn load(
             backend,
             tokenizer: Arc::clone(&front.tokenizer),
             pool: BlockPool::new(blocks, shared.options.prefix_cache),
+            draft,
             queue: Arc::clone(&shared.queue),
             block_bytes: planned.wish.block_bytes,
         },
@@ -240,13 +252,21 @@ fn plan(shared: &Shared, gguf: &Gguf, options: &LoadOptions) -> Result<Planned, 
     let chosen = Chosen::new(engine.backend, gguf, &architecture, &backend)?;
     let tokenizer_bytes = tokens as u64 * TABLE_BYTES_PER_TOKEN;
     let wish = Wish { fixed_bytes: 0, block_bytes: 0, blocks_min: 0, blocks_wanted: 0 };
-    let mut planned = Planned { architecture, chosen, tokenizer, backend, wish, tokenizer_bytes };
+    let draft = match (&options.draft, engine.speculation) {
+        (Some(draft), Speculation::Auto) => Some(plan_draft(shared, draft, &tokenizer, &backend)?),
+        _ => None,
+    };
+    let mut planned =
+        Planned { architecture, chosen, tokenizer, backend, wish, tokenizer_bytes, draft };
     let blocks_wanted = planned.backend.kv_blocks;
     let most = planned.memory(shared, gguf, blocks_wanted)?;
     let block_bytes =
         planned.memory(shared, gguf, 2)?.kv_bytes - planned.memory(shared, gguf, 1)?.kv_bytes;
     planned.wish = Wish {
-        fixed_bytes: most.weights_bytes + most.scratch_bytes + tokenizer_bytes,
+        fixed_bytes: most.weights_bytes
+            + most.scratch_bytes
+            + (most.kv_bytes - block_bytes * blocks_wanted as u64)
+            + tokenizer_bytes,
         block_bytes,
         blocks_min: blocks_for(context),
         blocks_wanted,
@@ -269,8 +289,52 @@ impl Planned {
         let hidden = options.batch_tokens_max * self.architecture.embedding_len;
         let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
         memory.scratch_bytes += rows + Scratch::bytes(self.architecture.vocab_len);
+        if let Some(draft) = &self.draft {
+            memory.weights_bytes += draft.memory.weights_bytes;
+            memory.kv_bytes += draft.memory.kv_bytes;
+            memory.scratch_bytes += draft.memory.scratch_bytes;
+        }
         Ok(memory)
     }
+}
+
+/// Contexts that a draft's cache holds: it guesses for few sequences at a time.
+const DRAFT_CONTEXTS: usize = 2;
+
+fn plan_draft(
+    shared: &Shared,
+    gguf: &Gguf,
+    tokenizer: &Tokenizer,
+    target: &BackendOptions,
+) -> Result<PlannedDraft, LoadRefused> {
+    let refuse = |reason: String| LoadRefused::Draft { reason };
+    let architecture = Architecture::from_gguf(gguf).map_err(|e| refuse(e.to_string()))?;
+    let own = Tokenizer::from_gguf(gguf).map_err(|e| refuse(e.to_string()))?;
+    let (found, expected) = (own.vocab_len(), tokenizer.vocab_len());
+    if found != expected {
+        return Err(refuse(format!("it has {found} tokens, the model {expected}")));
+    }
+    let differs = |id: &u32| own.token_bytes(*id) != tokenizer.token_bytes(*id);
+    if let Some(id) = (0..found as u32).find(differs) {
+        return Err(refuse(format!("token {id} is another one than the model's")));
+    }
+    let context = target.context_tokens_max.min(architecture.context_tokens);
+    let backend = BackendOptions {
+        context_tokens_max: context,
+        kv_blocks: blocks_for(context) * DRAFT_CONTEXTS,
+        ..target.clone()
+    };
+    let chosen = Chosen::new(shared.options.backend, gguf, &architecture, &backend)?;
+    let memory = chosen.plan(gguf, &architecture, &backend)?;
+    Ok(PlannedDraft { architecture, chosen, backend, memory })
+}
+
+fn load_draft(planned: &Planned, options: &LoadOptions) -> Result<Option<Draft>, LoadRefused> {
+    let (Some(draft), Some(gguf)) = (&planned.draft, &options.draft) else { return Ok(None) };
+    let backend = draft.chosen.load(gguf, &draft.architecture, &draft.backend)?;
+    let pool = BlockPool::new(draft.backend.kv_blocks, PrefixCache::Off);
+    let (context, batch) = (draft.backend.context_tokens_max, draft.backend.batch_tokens_max);
+    Ok(Some(Draft::new(backend, pool, context, batch)))
 }
 
 fn context_tokens(

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::answer::{Answer, End};
 use super::budget;
+use super::guess::{self, Draft};
 use super::queue::Queue;
 use super::request::FinishReason;
 use super::schedule::{Item, Limits, Plan, Scheduler};
@@ -16,7 +17,6 @@ use crate::backend::{Backend, MemoryUse};
 use crate::governor::Strength;
 use crate::kv::BlockPool;
 use crate::sampler::Scratch;
-use crate::speculate;
 use crate::tokenizer::Tokenizer;
 
 /// What a sequence is for.
@@ -44,6 +44,7 @@ pub(crate) struct Loaded {
     stepper: Stepper,
     tokenizer: Arc<Tokenizer>,
     scheduler: Scheduler<Work>,
+    draft: Option<Draft>,
     scratch: Scratch,
     queue: Arc<Queue>,
     totals: Totals,
@@ -61,6 +62,8 @@ pub(crate) struct Parts {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) pool: BlockPool,
+    /// Guesses ahead.
+    pub(crate) draft: Option<Draft>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) block_bytes: u64,
 }
@@ -73,11 +76,6 @@ pub(crate) struct Allowance {
     pub(crate) guesses_max: usize,
 }
 
-/// Tokens guessed ahead in one step at most, over all sequences: they cost rows of logits.
-pub(crate) const GUESSES_MAX: usize = 16;
-/// With more sequences than this in a step, it has enough to do without guesses.
-const GUESSING_SEQUENCES_MAX: usize = 4;
-
 impl Loaded {
     pub(crate) fn new(parts: Parts, now: Instant) -> Self {
         Self {
@@ -87,6 +85,7 @@ impl Loaded {
             stepper: Stepper::new(parts.backend),
             tokenizer: parts.tokenizer,
             scheduler: Scheduler::new(parts.pool),
+            draft: parts.draft,
             scratch: Scratch::default(),
             queue: parts.queue,
             totals: Totals::default(),
@@ -126,7 +125,13 @@ impl Loaded {
 
     /// Bytes measured now; what was planned outside the backend is taken as planned.
     pub(crate) fn measured(&self) -> MemoryUse {
-        self.stepper.memory()
+        let memory = self.stepper.memory();
+        let draft = self.draft.as_ref().map(Draft::memory).unwrap_or_default();
+        MemoryUse {
+            weights_bytes: memory.weights_bytes + draft.weights_bytes,
+            kv_bytes: memory.kv_bytes + draft.kv_bytes,
+            scratch_bytes: memory.scratch_bytes + draft.scratch_bytes,
+        }
     }
 
     /// One round: ends what is over, plans a step, computes it, deals with the result.
@@ -139,7 +144,8 @@ impl Loaded {
         self.last_used = now;
         let kind = self.next_kind();
         if kind == Kind::Generate {
-            self.guess(allowance.guesses_max);
+            let (running, draft) = (self.scheduler.running_mut(), self.draft.as_mut());
+            guess::guess(running, draft, allowance.guesses_max, &mut self.scratch);
         }
         let limits = Limits {
             batch_tokens: allowance.strength.batch_tokens,
@@ -202,26 +208,14 @@ impl Loaded {
         }
     }
 
-    /// Guesses tokens for sequences that decode, where a step has room to check them.
-    fn guess(&mut self, guesses_max: usize) {
-        let decoding = self.scheduler.running().iter().filter(|s| s.is_decoding()).count();
-        let room = if decoding <= GUESSING_SEQUENCES_MAX { GUESSES_MAX } else { 0 };
-        let each = guesses_max.min(room / decoding.max(1));
-        for sequence in self.scheduler.running_mut() {
-            sequence.guesses.clear();
-            if each == 0 || !sequence.is_decoding() {
-                continue;
-            }
-            let Work::Generate(answer) = &mut sequence.work else { continue };
-            let wanted = answer.pace.wanted(each).min(answer.tokens_left().saturating_sub(1));
-            speculate::prompt_lookup(&sequence.tokens, wanted, &mut sequence.guesses);
-        }
-    }
-
     /// Computes a plan. When a step of several sequences fails, each is tried alone, so that only
     /// the one to blame ends. Returns the time within the backend.
     fn step(&mut self, kind: Kind, plan: &Plan, threads: usize) -> Duration {
-        self.stepper.set_threads(threads);
+        if self.stepper.set_threads(threads)
+            && let Some(draft) = &mut self.draft
+        {
+            draft.set_threads(threads);
+        }
         let begun = self.stepper.computing();
         let copied = self.stepper.copy(&plan.copies);
         let computed =

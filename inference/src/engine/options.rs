@@ -158,6 +158,8 @@ pub struct LoadOptions {
     pub context_tokens_max: Option<usize>,
     /// Tokens of the key-value cache instead of the engine's `kv_tokens_max`.
     pub kv_tokens_max: Option<usize>,
+    /// A small model of the same vocabulary that guesses ahead.
+    pub draft: Option<crate::gguf::Gguf>,
 }
 
 /// How long an idle model stays loaded.

@@ -36,10 +36,13 @@ impl Stepper {
         self.computing
     }
 
-    pub(crate) fn set_threads(&mut self, threads: usize) {
-        if self.threads.replace(threads) != Some(threads) {
+    /// Returns whether that is a change.
+    pub(crate) fn set_threads(&mut self, threads: usize) -> bool {
+        let changes = self.threads.replace(threads) != Some(threads);
+        if changes {
             self.backend.set_threads(threads);
         }
+        changes
     }
 
     pub(crate) fn copy(&mut self, pairs: &[(u32, u32)]) -> Result<(), String> {
@@ -119,7 +122,9 @@ fn rows(kind: Kind, item: &Item, sequence: &Sequence<Work>) -> Rows {
 }
 
 /// A backend's error or, as a last resort, its panic, in words.
-fn guarded<E: std::fmt::Display>(work: impl FnOnce() -> Result<(), E>) -> Result<(), String> {
+pub(super) fn guarded<E: std::fmt::Display>(
+    work: impl FnOnce() -> Result<(), E>,
+) -> Result<(), String> {
     match std::panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(panic) => {

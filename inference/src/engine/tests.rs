@@ -123,6 +123,7 @@ impl Stage {
             backend: Box::new(backend),
             tokenizer,
             pool: BlockPool::new(setup.blocks, setup.prefix_cache),
+            draft: None,
             queue: Arc::clone(&queue),
             block_bytes: 128,
         };

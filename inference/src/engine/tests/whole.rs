@@ -272,3 +272,76 @@ async fn the_governor_narrows_and_says_why() {
     assert_eq!(answer(&engine, request("same")).await.ids, before.ids);
     assert_eq!(engine.status().threads, 4);
 }
+
+/// Every way to run the same requests gives the same texts, with real backends.
+async fn texts_of(family: &str, options: EngineOptions, requests: &[Request]) -> Vec<Vec<u32>> {
+    let engine = engine_with(family, options).await;
+    let mut generations = Vec::new();
+    for request in requests {
+        generations.push(engine.generate(request.clone()).await.expect("accepted"));
+    }
+    let mut texts = Vec::new();
+    for generation in generations {
+        let got = finish(generation).await;
+        assert_eq!(got.failed, None);
+        texts.push(got.ids);
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preempted_or_guessed_or_from_the_prefix_cache_the_texts_are_the_same() {
+    let families = ["llama", "gemma3", "phi3"];
+    let backends = [BackendChoice::Native, BackendChoice::Candle];
+    for (family, backend) in families.into_iter().flat_map(|f| backends.map(|b| (f, b))) {
+        let options = || EngineOptions { backend, speculation: Speculation::Off, ..options() };
+        let mut requests = Vec::new();
+        for (i, text) in TEXTS.iter().cycle().take(9).enumerate() {
+            let sampling =
+                Sampling { temperature: 0.7, seed: Some(i as u64), ..Sampling::default() };
+            let sampling = if i % 2 == 0 { Sampling::greedy() } else { sampling };
+            requests.push(Request { sampling, max_tokens: Some(70), ..request(text) });
+        }
+        let plain = EngineOptions { prefix_cache: PrefixCache::Off, ..options() };
+        let expected = texts_of(family, plain, &requests).await;
+        let tight = EngineOptions { kv_tokens_max: 256, ..options() };
+        assert_eq!(texts_of(family, tight, &requests).await, expected, "{family}, {backend:?}");
+        let guessing = EngineOptions { speculation: Speculation::Auto, ..options() };
+        assert_eq!(texts_of(family, guessing, &requests).await, expected, "{family}, {backend:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_model_changes_the_steps_and_not_the_texts() {
+    let load = |draft: Option<Gguf>| async {
+        let engine = Engine::start(options()).expect("an engine");
+        let gguf = Sample::of("llama").gguf().expect("a sample");
+        let with = LoadOptions { draft, ..LoadOptions::default() };
+        engine.load_with("m", gguf, with).await.map(|_| engine)
+    };
+    // The model itself as its own draft: every guess is right.
+    let twin = load(Some(Sample::of("llama").gguf().expect("a sample"))).await.expect("loads");
+    let plain = load(None).await.expect("loads");
+    for (temperature, seed) in [(0.0, 1), (0.9, 2), (0.9, 3)] {
+        let sampling = Sampling { temperature, seed: Some(seed), ..Sampling::default() };
+        let request = Request { sampling, max_tokens: Some(60), ..request("the other") };
+        let expected = answer(&plain, request.clone()).await.ids;
+        assert_eq!(answer(&twin, request).await.ids, expected);
+    }
+    twin.unload("m").await.expect("unloads");
+    let totals = twin.status().totals;
+    assert!(totals.accepted_tokens * 10 >= totals.drafted_tokens * 8, "{totals:?}");
+    assert!(totals.steps * 2 < totals.completion_tokens, "{totals:?}");
+    // Another seed's sample draws otherwise: guesses are wrong, the text is not.
+    let other = Sample { seed: 9, ..Sample::of("qwen3") }.gguf().expect("a sample");
+    let other = load(Some(other)).await.expect("loads");
+    let expected = answer(&plain, request("bird")).await.ids;
+    assert_eq!(answer(&other, request("bird")).await.ids, expected);
+    // A draft of another vocabulary is refused.
+    let gemma = Sample::of("gemma3").gguf().expect("a sample");
+    let same =
+        Tokenizer::from_gguf(&gemma).expect("a tokenizer").vocab_len() == tokenizer().vocab_len();
+    if !same {
+        assert!(matches!(load(Some(gemma)).await, Err(LoadRefused::Draft { .. })));
+    }
+}
