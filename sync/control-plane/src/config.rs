@@ -19,6 +19,8 @@ pub struct Config {
     pub check_in_interval_ms: u64,
     /// Bytes that the blob store may hold.
     pub blob_bytes_max: u64,
+    /// Days that reports of devices are kept.
+    pub report_days_max: u32,
     /// Limits of both ports.
     pub limits: Limits,
 }
@@ -31,6 +33,7 @@ impl Default for Config {
             console: ConsolePort::default(),
             check_in_interval_ms: 30_000,
             blob_bytes_max: 256 << 30,
+            report_days_max: 400,
             limits: Limits::default(),
         }
     }

@@ -8,6 +8,11 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::number::{from_sql, to_sql};
 
+/// Checkpoints kept of each device.
+const CHECKPOINTS_MAX: u32 = 100;
+/// Reports forgotten in one transaction.
+pub(crate) const PRUNED_MAX: usize = 10_000;
+
 /// A report as operators see it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ReportRow {
@@ -90,6 +95,25 @@ fn acked_through(tx: &Transaction<'_>, device: &str) -> Result<u64, Failure> {
         .prepare_cached("SELECT acked_through FROM device WHERE id = ?1")?
         .query_row([device], |row| row.get(0))?;
     Ok(from_sql(through))
+}
+
+/// Forgets reports that arrived before `before_s`, some at a time so that writers do not wait
+/// long, and all but the newest checkpoints of each device. Returns how many reports went.
+pub(crate) fn prune(tx: &Transaction<'_>, before_s: i64) -> Result<usize, Failure> {
+    tx.execute(
+        "DELETE FROM checkpoint WHERE (device_id, entries) IN (
+            SELECT device_id, entries FROM (
+                SELECT device_id, entries,
+                    row_number() OVER (PARTITION BY device_id ORDER BY entries DESC) AS place
+                FROM checkpoint)
+            WHERE place > ?1)",
+        [CHECKPOINTS_MAX],
+    )?;
+    Ok(tx.execute(
+        "DELETE FROM report WHERE (device_id, seq) IN (
+            SELECT device_id, seq FROM report WHERE received_s < ?1 LIMIT ?2)",
+        (before_s, PRUNED_MAX as i64),
+    )?)
 }
 
 /// Which reports to list, the newest first.
@@ -235,4 +259,38 @@ pub(crate) fn last_checkpoint(
             })
         })
         .optional()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use fulmar_store::Store;
+
+    use super::*;
+    use crate::schema;
+
+    #[test]
+    fn old_reports_and_all_but_the_newest_checkpoints_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("control.db"), &schema::ALL).unwrap();
+        let pruned = store.write_blocking(|tx| {
+            tx.execute(
+                "INSERT INTO device (id, name, certificate_sha256, certificate_expires_s,
+                    audit_key, facts, enrolled_s)
+                 VALUES ('d-1', 'one', 'aa', 0, 'bb', '{}', 0)",
+                [],
+            )?;
+            for seq in 1..=300_i64 {
+                tx.execute("INSERT INTO report VALUES ('d-1', ?1, 0, ?1, 'sync', '{}')", [seq])?;
+                tx.execute("INSERT INTO checkpoint VALUES ('d-1', ?1, '', '', '', 0)", [seq])?;
+            }
+            let pruned = prune(tx, 101)?;
+            let rest: (i64, i64, i64) = tx.query_row(
+                "SELECT (SELECT min(seq) FROM report), count(*), min(entries) FROM checkpoint",
+                [],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )?;
+            Ok::<_, Failure>((pruned, rest))
+        });
+        assert_eq!(pruned.unwrap(), (100, (101, 100, 201)));
+    }
 }

@@ -23,7 +23,7 @@ use crate::failure::chain;
 use crate::init::AUDIT_KEY_FILE;
 use crate::listen::Port;
 use crate::tls::{self, Current, TlsError};
-use crate::{console, device, files, guard, operator, password, schema};
+use crate::{console, device, files, guard, operator, password, reports, schema};
 
 /// How often the server's certificate is renewed, in hours.
 const CERTIFICATE_RENEW_HOURS: u64 = 24;
@@ -245,6 +245,7 @@ async fn upkeep(app: Arc<App>, current: Arc<Current>) {
     let mut hour = 0_u64;
     loop {
         sign_audit_log(&app).await;
+        forget_old_reports(&app).await;
         tokio::time::sleep(Duration::from_secs(3_600)).await;
         hour += 1;
         if hour.is_multiple_of(CERTIFICATE_RENEW_HOURS) {
@@ -276,5 +277,19 @@ async fn sign_audit_log(app: &Arc<App>) {
         .await;
     if let Err(error) = signed {
         tracing::error!(error = %chain(&error), "failed to sign the audit log");
+    }
+}
+
+async fn forget_old_reports(app: &App) {
+    let before_s = crate::now_s() - i64::from(app.config.report_days_max) * 86_400;
+    loop {
+        match app.store.write(move |tx| reports::prune(tx, before_s)).await {
+            Ok(reports::PRUNED_MAX) => {}
+            Ok(_) => return,
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "failed to forget old reports");
+                return;
+            }
+        }
     }
 }
