@@ -123,7 +123,7 @@ def main() -> None:
     """Parses arguments and trains."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("build/model"))
-    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--steps", type=int, default=3640)
     parser.add_argument("--batch-tokens", type=int, default=3072)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", type=Path, help="a checkpoint of an earlier run")
