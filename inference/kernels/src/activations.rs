@@ -50,6 +50,9 @@ impl Forms {
     }
 }
 
+/// Writes a row: the token's index, its state, and where the row goes.
+pub type WriteRow<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
+
 /// Rows of activations.
 #[derive(Debug)]
 pub struct Activations {
@@ -137,7 +140,7 @@ impl Activations {
         columns: usize,
         forms: Forms,
         (states, state_columns): (&mut [f32], usize),
-        row: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
+        row: &WriteRow<'_>,
     ) {
         let padded = cells(columns);
         let rows = tokens + DIRECT_TOKENS;

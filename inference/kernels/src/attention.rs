@@ -5,6 +5,7 @@
 //! [`STEP_TOKENS`], and each row's sums have a fixed order, so a row's result depends neither on the
 //! rows beside it nor on whether its prompt came in one batch or in many.
 
+#![allow(clippy::needless_range_loop)] // Indices name registers in several arrays at once.
 #![allow(unsafe_op_in_unsafe_fn)] // The kernels follow the contract of `Simd`.
 
 use std::cell::RefCell;

@@ -13,6 +13,7 @@ use crate::memory::Buffer;
 use crate::ops::{RotaryKind, rms_norm_in_place, rotate};
 use crate::team::Team;
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// Positions of a block.
 pub const BLOCK_TOKENS: usize = 32;
@@ -279,10 +280,18 @@ impl Writer<'_> {
                 }
             }
             Precision::F16 => {
-                for (d, (k, v)) in key.iter().zip(value).enumerate() {
-                    let half = |x: f32| f16::from_f32(finite(x, 65504.0)).to_le_bytes();
-                    self.put((d * BLOCK_TOKENS + self.offset) * 2, &half(*k));
-                    self.put(row + d * 2, &half(*v));
+                let (mut keys, mut values) =
+                    ([f16::ZERO; DIMS_MULTIPLE], [f16::ZERO; DIMS_MULTIPLE]);
+                let chunks = key.chunks(DIMS_MULTIPLE).zip(value.chunks(DIMS_MULTIPLE));
+                for (chunk, (k, v)) in chunks.enumerate() {
+                    halves(k, &mut keys);
+                    halves(v, &mut values);
+                    let first = chunk * DIMS_MULTIPLE;
+                    for (i, half) in keys[..k.len()].iter().enumerate() {
+                        let at = ((first + i) * BLOCK_TOKENS + self.offset) * 2;
+                        self.put(at, &half.to_le_bytes());
+                    }
+                    self.put(row + first * 2, bytemuck::cast_slice(&values[..v.len()]));
                 }
             }
             Precision::Q8 => {
@@ -310,10 +319,20 @@ impl Writer<'_> {
         }
     }
 
+    #[inline]
     fn put(&self, at: usize, bytes: &[u8]) {
         // SAFETY: these bytes belong to this position alone, and one thread has the token.
         unsafe { self.data.slice(self.at + at, bytes.len()) }.copy_from_slice(bytes);
     }
+}
+
+/// As finite half floats.
+fn halves(values: &[f32], out: &mut [f16; DIMS_MULTIPLE]) {
+    let mut limited = [0.0f32; DIMS_MULTIPLE];
+    for (to, from) in limited.iter_mut().zip(values) {
+        *to = finite(*from, 65504.0);
+    }
+    out.convert_from_f32_slice(&limited);
 }
 
 /// `x` within `-limit..=limit`; not a number becomes 0.

@@ -8,6 +8,7 @@
 //! cells' terms in column order with the same two operations ([`add_cell`]). So an answer does not
 //! depend on what else is in the batch.
 
+#![allow(clippy::needless_range_loop)] // Indices name registers in several arrays at once.
 #![allow(unsafe_op_in_unsafe_fn)] // Functions here follow the contract of `Simd`.
 
 use crate::layout::{Layout, cell_bytes};

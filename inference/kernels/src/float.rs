@@ -1,5 +1,6 @@
 //! Products with float weights, computed in 32-bit floats: outputs add their columns in order.
 
+#![allow(clippy::needless_range_loop)] // Indices name registers in several arrays at once.
 #![allow(unsafe_op_in_unsafe_fn)] // The kernels follow the contract of `Simd`.
 
 use crate::pack::Kind;

@@ -10,6 +10,7 @@
 //! Most types take as many bytes as in the file; the six-bit scales of Q4_K, Q5_K and Q3_K are kept
 //! as bytes (1.6 to 3.6 % more), and TQ1_0 is kept with two bits a value like TQ2_0.
 
+#![allow(clippy::needless_range_loop)] // Indices name registers in several arrays at once.
 #![allow(unsafe_op_in_unsafe_fn)] // Functions here follow the contract of `Simd`.
 
 use crate::simd::Simd;

@@ -13,7 +13,7 @@ use crate::formats::TensorType;
 use crate::layout::Layout;
 use crate::mapped::MappedFile;
 use crate::memory::Buffer;
-use crate::ops::{self, Gate};
+use crate::ops::{self, Gate, GatedTile};
 use crate::pack::{Kind, regroup, with_layout};
 use crate::simd::{self, biased8, lanes};
 use crate::team::Team;
@@ -232,8 +232,24 @@ impl Matrix {
     fn direct(&self, group: usize, acts: &Activations, tile: Tile, out: &mut [f32]) {
         let stride = lanes(self.isa);
         assert!(out.len() >= tile.width * stride, "room for a tile");
+        // SAFETY: the room is asserted.
+        unsafe { self.direct_at(group, acts, tile, out.as_mut_ptr(), stride) }
+    }
+
+    /// A group times a tile: `out[t * stride + r]`.
+    ///
+    /// # Safety
+    /// `out` can be written there for every token of the tile's width and every lane.
+    unsafe fn direct_at(
+        &self,
+        group: usize,
+        acts: &Activations,
+        tile: Tile,
+        out: *mut f32,
+        stride: usize,
+    ) {
         let weights = self.group(group).as_ptr();
-        let (blocks, out) = (self.blocks(), out.as_mut_ptr());
+        let blocks = self.blocks();
         if self.kind.is_float() {
             let x = acts.floats_of(tile).as_ptr();
             let columns = self.shape.columns;
@@ -275,17 +291,32 @@ impl Matrix {
 
     /// A panel times a tile: `out[t * 2 * lanes + g * lanes + r]`.
     fn panel(&self, panel: &[u8], acts: &Activations, tile: Tile, out: &mut [f32]) {
+        let stride = PANEL_GROUPS * lanes(self.isa);
+        assert!(out.len() >= tile.width * stride, "room for a tile");
+        // SAFETY: the room is asserted.
+        unsafe { self.panel_at(panel, acts, tile, out.as_mut_ptr(), stride) }
+    }
+
+    /// A panel times a tile: `out[t * stride + g * lanes + r]`.
+    ///
+    /// # Safety
+    /// `out` can be written there for every token of the tile's width and every lane.
+    unsafe fn panel_at(
+        &self,
+        panel: &[u8],
+        acts: &Activations,
+        tile: Tile,
+        out: *mut f32,
+        stride: usize,
+    ) {
         let lanes = lanes(self.isa);
-        assert!(out.len() >= tile.width * PANEL_GROUPS * lanes, "room for a tile");
         let cells = self.blocks() * self.kind.block_columns() / 32;
         let records = acts.codes_of(tile);
         assert!(records.len() >= cells * crate::dot::record_bytes(tile.width), "records of a tile");
         assert!(panel.len() >= cells * panel_cell_bytes(lanes), "cells of a panel");
         let zero_bits = with_layout!(self.kind, L => zero_bits::<L>(self.isa), float => 32);
-        let out = out.as_mut_ptr();
-        // SAFETY: `out` is longer than one group's lanes.
-        let out = [out, unsafe { out.add(lanes) }];
-        let (panel, records, stride) = (panel.as_ptr(), records.as_ptr(), PANEL_GROUPS * lanes);
+        let out = [out, out.wrapping_add(lanes)];
+        let (panel, records) = (panel.as_ptr(), records.as_ptr());
         macro_rules! panel {
             ($bits:literal, $halves:literal, $minimum:literal, $($width:literal)*) => {
                 match tile.width {
@@ -380,13 +411,26 @@ pub fn multiply(team: &Team, acts: &Activations, products: &mut [Product<'_>]) {
         };
         let lanes = lanes(matrix.isa);
         let rows = matrix.shape.rows;
-        for_unit(matrix, unit - first, acts, &mut |group, token, values: &mut [f32]| {
+        let put = &mut |group: usize, token: usize, values: &mut [f32]| {
             let values = &mut values[..lanes.min(rows - group * lanes)];
             matrix.finish(group, lanes, values);
             // SAFETY: one part per token and group, and each group is in one unit.
             let out = unsafe { out.slice(token * rows + group * lanes, values.len()) };
             out.copy_from_slice(values);
-        });
+        };
+        for_unit(
+            matrix,
+            unit - first,
+            acts,
+            &|tile, group, groups| {
+                // Whole groups of whole tiles need nothing between the kernel and the result.
+                let whole = tile.tokens == tile.width && (group + groups) * lanes <= rows;
+                let plain = matrix.scale == 1.0 && matrix.bias.is_none();
+                let len = (tile.width - 1) * rows + groups * lanes;
+                (whole && plain).then(|| out.pointer(tile.first * rows + group * lanes, len))
+            },
+            put,
+        );
     });
 }
 
@@ -411,27 +455,39 @@ pub fn multiply_gated(
     let groups = gate.groups();
     team.for_each(groups, chunk(groups * 2, team, tokens).div_ceil(2), &|_, group| {
         let count = lanes.min(rows - group * lanes);
-        let finish = |tile: Tile, pair: &mut dyn FnMut(usize) -> ([f32; 16], [f32; 16])| {
+        let plain = [gate, up].iter().all(|m| m.scale == 1.0 && m.bias.is_none());
+        // Gates a tile whose outputs lie `stride` apart per token.
+        let finish = |tile: &Tile, g: &mut [f32], u: &mut [f32], stride: usize| {
+            let from = tile.first * rows + group * lanes;
+            if plain && count == lanes {
+                assert!(g.len().min(u.len()) >= (tile.tokens - 1) * stride + lanes, "a tile");
+                let kernel = GatedTile {
+                    gate: activation,
+                    g: g.as_ptr(),
+                    up: u.as_ptr(),
+                    stride,
+                    tokens: tile.tokens,
+                    out: out.pointer(from, (tile.tokens - 1) * rows + lanes),
+                    out_stride: rows,
+                };
+                // SAFETY: both sides hold whole registers of every token; one thread has the group.
+                return unsafe { simd::run(gate.isa, kernel) };
+            }
             for t in 0..tile.tokens {
-                let (mut g, mut u) = pair(t);
-                gate.finish(group, lanes, &mut g[..count]);
-                up.finish(group, lanes, &mut u[..count]);
+                let (g, u) = (&mut g[t * stride..][..count], &mut u[t * stride..][..count]);
+                gate.finish(group, lanes, g);
+                up.finish(group, lanes, u);
                 // SAFETY: one part per token and group.
-                let out = unsafe { out.slice((tile.first + t) * rows + group * lanes, count) };
-                ops::gated(gate.isa, activation, &g[..count], &u[..count], out);
+                let out = unsafe { out.slice(from + t * rows, count) };
+                ops::gated(gate.isa, activation, g, u, out);
             }
         };
-        let cut = |values: &[f32], at: usize| {
-            let mut lane = [0.0; 16];
-            lane[..lanes].copy_from_slice(&values[at..at + lanes]);
-            lane
-        };
         if tokens <= DIRECT_BATCH_MAX || gate.kind != up.kind || gate.kind.is_float() {
-            let mut values = [[0.0f32; 128]; 2];
+            let (mut g, mut u) = ([0.0f32; 128], [0.0f32; 128]);
             for tile in acts.tiles() {
-                direct_or_alone(gate, group, acts, *tile, &mut values[0]);
-                direct_or_alone(up, group, acts, *tile, &mut values[1]);
-                finish(*tile, &mut |t| (cut(&values[0], t * lanes), cut(&values[1], t * lanes)));
+                direct_or_alone(gate, group, acts, *tile, &mut g);
+                direct_or_alone(up, group, acts, *tile, &mut u);
+                finish(tile, &mut g, &mut u, lanes);
             }
         } else {
             with_panel(gate.panel_bytes(), |panel| {
@@ -440,9 +496,8 @@ pub fn multiply_gated(
                 let mut values = [0.0f32; 256];
                 for tile in acts.tiles() {
                     gate.panel(panel, acts, *tile, &mut values);
-                    finish(*tile, &mut |t| {
-                        (cut(&values, t * 2 * lanes), cut(&values, (t * 2 + 1) * lanes))
-                    });
+                    let mut up = values;
+                    finish(tile, &mut values, &mut up[lanes..], 2 * lanes);
                 }
             });
         }
@@ -486,17 +541,24 @@ fn chunk(units: usize, team: &Team, tokens: usize) -> usize {
     if tokens > DIRECT_BATCH_MAX { 1 } else { (units / (team.threads() * 8)).clamp(1, 64) }
 }
 
-/// Computes a unit and calls `put(group, token, values)` for each of its groups and tokens.
+/// Computes a unit: for each tile either straight to where `place(tile, group, groups)` says, or by
+/// `put(group, token, values)`.
 fn for_unit(
     matrix: &Matrix,
     unit: usize,
     acts: &Activations,
+    place: &dyn Fn(&Tile, usize, usize) -> Option<*mut f32>,
     put: &mut dyn FnMut(usize, usize, &mut [f32]),
 ) {
-    let lanes = lanes(matrix.isa);
+    let (lanes, rows) = (lanes(matrix.isa), matrix.shape.rows);
     if acts.tokens() <= DIRECT_BATCH_MAX || matrix.kind.is_float() {
         let mut values = [0.0f32; 128];
         for tile in acts.tiles() {
+            if let Some(out) = place(tile, unit, 1) {
+                // SAFETY: `place` gives room for the group's outputs of the tile's tokens.
+                unsafe { matrix.direct_at(unit, acts, *tile, out, rows) };
+                continue;
+            }
             matrix.direct(unit, acts, *tile, &mut values);
             for t in 0..tile.tokens {
                 put(unit, tile.first + t, &mut values[t * lanes..(t + 1) * lanes]);
@@ -512,6 +574,11 @@ fn for_unit(
         }
         let mut values = [0.0f32; 256];
         for tile in acts.tiles() {
+            if let Some(out) = place(tile, group, groups).filter(|_| groups == PANEL_GROUPS) {
+                // SAFETY: `place` gives room for both groups' outputs of the tile's tokens.
+                unsafe { matrix.panel_at(panel, acts, *tile, out, rows) };
+                continue;
+            }
             matrix.panel(panel, acts, *tile, &mut values);
             for t in 0..tile.tokens {
                 for place in 0..groups {

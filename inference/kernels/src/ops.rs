@@ -1,5 +1,6 @@
 //! Row operations: norms, activation functions, rotation, quantisation of activations.
 
+#![allow(clippy::needless_range_loop)] // Indices name registers in several arrays at once.
 #![allow(unsafe_op_in_unsafe_fn)] // The kernels follow the contract of `Simd`.
 
 use crate::cpu::Isa;
@@ -164,6 +165,29 @@ impl Kernel for Gated {
     }
 }
 
+/// Gates whole registers of a tile: `out[t * out_stride] = gate(g[t * stride]) * up[t * stride]`.
+pub(crate) struct GatedTile {
+    pub(crate) gate: Gate,
+    pub(crate) g: *const f32,
+    pub(crate) up: *const f32,
+    pub(crate) stride: usize,
+    pub(crate) tokens: usize,
+    pub(crate) out: *mut f32,
+    pub(crate) out_stride: usize,
+}
+
+impl Kernel for GatedTile {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for t in 0..self.tokens {
+            let v = gate_one::<S>(self.gate, S::load(self.g.add(t * self.stride)));
+            let v = S::mul(v, S::load(self.up.add(t * self.stride)));
+            S::store(self.out.add(t * self.out_stride), v);
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn gate_one<S: Simd>(gate: Gate, x: S::F) -> S::F {
     let one = S::splat(1.0);
@@ -176,7 +200,7 @@ unsafe fn gate_one<S: Simd>(gate: Gate, x: S::F) -> S::F {
         Gate::GeluTanh => {
             // x * (1 + tanh(u)) / 2 = x / (1 + e^(-2u)), u = sqrt(2 / pi) * (x + 0.044715 x^3).
             let cubic = S::fma(S::mul(S::mul(x, x), x), S::splat(0.044_715), x);
-            let exponent = S::mul(cubic, S::splat(-1.595_769_1));
+            let exponent = S::mul(cubic, S::splat(-1.595_769));
             S::div(x, S::add(one, exp::<S>(exponent)))
         }
     }

@@ -215,39 +215,57 @@ fn put_together<L: Layout>(splits: &[Split], lanes: usize, biased8: bool, out: &
 
 /// Writes a cell's codes; `codes_bytes` per row tells the packing.
 fn put_codes(codes_bytes: usize, biased8: bool, r: &[[u8; 64]; 8], width: usize, out: &mut [u8]) {
-    let mut registers = out.chunks_exact_mut(width);
-    let mut put = |f: &dyn Fn(usize) -> u8| {
-        if let Some(register) = registers.next() {
-            register.iter_mut().enumerate().for_each(|(i, byte)| *byte = f(i));
-        }
-    };
+    let (nibbles, rest) = out.split_at_mut(out.len().min(width * 4));
     match codes_bytes {
         32 => {
             let bias = if biased8 { 128 } else { 0 };
-            (0..8).for_each(|j| put(&|i| r[j][i] ^ bias));
+            for (j, register) in nibbles.chunks_exact_mut(width).enumerate() {
+                each(register, |i| r[j][i] ^ bias);
+            }
+            for (j, register) in rest.chunks_exact_mut(width).take(4).enumerate() {
+                each(register, |i| r[4 + j][i] ^ bias);
+            }
         }
         16 | 20 | 24 => {
-            (0..4).for_each(|j| put(&|i| r[j][i] & 15 | r[j + 4][i] << 4));
+            for (j, register) in nibbles.chunks_exact_mut(width).enumerate() {
+                each(register, |i| r[j][i] & 15 | r[j + 4][i] << 4);
+            }
             if codes_bytes == 20 {
-                put(&|i| (0..8).fold(0, |bits, j| bits | (r[j][i] >> 4 & 1) << j));
+                each(&mut rest[..width], |i| {
+                    (0..8).fold(0, |bits, j| bits | (r[j][i] >> 4 & 1) << j)
+                });
             }
             if codes_bytes == 24 {
-                for half in 0..2 {
-                    put(&|i| {
-                        (0..4).fold(0, |bits, s| bits | (r[half * 4 + s][i] >> 4 & 3) << (2 * s))
-                    });
+                for (half, register) in rest.chunks_exact_mut(width).take(2).enumerate() {
+                    each(register, |i| pairs([0, 1, 2, 3].map(|s| r[half * 4 + s][i] >> 4)));
                 }
             }
         }
         _ => {
-            for half in 0..2 {
-                put(&|i| (0..4).fold(0, |bits, s| bits | (r[half * 4 + s][i] & 3) << (2 * s)));
+            let (low, high) = out.split_at_mut(width * 2);
+            for (half, register) in low.chunks_exact_mut(width).enumerate() {
+                each(register, |i| pairs([0, 1, 2, 3].map(|s| r[half * 4 + s][i])));
             }
             if codes_bytes == 12 {
-                put(&|i| (0..8).fold(0, |bits, j| bits | (r[j][i] >> 2 & 1) << j));
+                each(&mut high[..width], |i| {
+                    (0..8).fold(0, |bits, j| bits | (r[j][i] >> 2 & 1) << j)
+                });
             }
         }
     }
+}
+
+/// The lower two bits of four bytes in one.
+#[inline(always)]
+fn pairs(codes: [u8; 4]) -> u8 {
+    codes[0] & 3 | (codes[1] & 3) << 2 | (codes[2] & 3) << 4 | (codes[3] & 3) << 6
+}
+
+/// Writes `f(i)` to each byte of a register of at most 64.
+#[inline(always)]
+fn each(register: &mut [u8], f: impl Fn(usize) -> u8) {
+    assert!(register.len() <= 64, "bytes of a register");
+    register.iter_mut().enumerate().for_each(|(i, byte)| *byte = f(i));
 }
 
 /// Takes a row's super-block apart, by ggml's definition of the type.
@@ -368,7 +386,7 @@ fn tq1_0(b: &[u8], split: &mut Split) {
     // Byte `b` holds five trits as the fraction b / 256 in base 3: digits by repeated tripling.
     let digit = |byte: u8, n: usize| {
         let shifted = byte.wrapping_mul([1, 3, 9, 27, 81][n]);
-        (u16::from(shifted) * 3 >> 8) as u8
+        ((u16::from(shifted) * 3) >> 8) as u8
     };
     for (i, code) in split.codes.iter_mut().enumerate() {
         *code = match i {

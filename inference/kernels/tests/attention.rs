@@ -1,6 +1,8 @@
 //! Attention over the paged cache against plain arithmetic, on every instruction set; and that it
 //! does not depend on how a sequence came in.
 
+#![allow(clippy::unwrap_used)] // A failed step fails the test.
+
 use fulmar_kernels::attention::{Attend, HeadCount, Sequence, attend, plan};
 use fulmar_kernels::cache::{BLOCK_TOKENS, Cache, CacheShape, Heads, Place, Precision};
 use fulmar_kernels::cpu::Isa;
