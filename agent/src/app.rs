@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::http::Metrics;
 use crate::link::Link;
-use crate::models::Models;
+use crate::models::{LoadedModel, ModelError, Models};
 use crate::state::State;
 
 /// One running agent.
@@ -64,6 +64,19 @@ impl App {
 
     pub(crate) fn models(&self) -> &Models {
         &self.models
+    }
+
+    /// The model in the engine; one whose bytes are broken is sent for, so that the next question
+    /// may find it whole.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub(crate) async fn loaded(&self, name: &str) -> Result<Arc<LoadedModel>, ModelError> {
+        let loaded = self.models.loaded(name).await;
+        if let Err(ModelError::Verify { .. }) = &loaded {
+            self.link.repair();
+        }
+        loaded
     }
 
     pub(crate) fn engine(&self) -> &Engine {

@@ -95,7 +95,7 @@ pub(crate) async fn ask(
     question: Question,
 ) -> Result<Answer, AskError> {
     let in_flight = app.meter().begin(permit, app.state().monotonic_ms())?;
-    let model = app.models().loaded(permit.resource()).await?;
+    let model = app.loaded(permit.resource()).await?;
     let mut record = Record::open(app, permit, &question, &model).await?;
     let mut request = question.request;
     let limits = permit.limits();

@@ -78,6 +78,13 @@ impl Link {
         self.lock().as_ref().map(Sync::nudge).is_some()
     }
 
+    /// Looks at what is here against what should be, now: something was found broken.
+    pub(crate) fn repair(&self) {
+        if let Some(sync) = &*self.lock() {
+            sync.reconcile();
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Sync>> {
         // Set once, read after: whole whatever panics.
         self.sync.lock().unwrap_or_else(PoisonError::into_inner)

@@ -186,7 +186,7 @@ async fn warm(app: &App) {
     let Ok(models) = app.models().installed().await else { return };
     for model in models {
         if model.slot == Some(fulmar_registry::Slot::Active)
-            && let Err(error) = app.models().loaded(&model.name).await
+            && let Err(error) = app.loaded(&model.name).await
         {
             tracing::warn!(model = model.name, error = %format!("{:#}", anyhow::Error::new(error)), "an active model is not loaded");
         }
