@@ -203,13 +203,25 @@ fn keep_mass(candidates: &mut Vec<Candidate>, p: f32) {
     // without them.
     let negligible = (total - wanted) / candidates.len() as f64;
     candidates.retain(|c| f64::from(c.value) >= negligible);
-    candidates.sort_unstable_by(better);
-    let mut mass = 0.0;
-    let kept = candidates.iter().position(|c| {
-        mass += f64::from(c.value);
-        mass >= wanted
-    });
-    candidates.truncate(kept.map_or(candidates.len(), |last| last + 1).max(1));
+    // Few candidates hold most of the mass: the best are sorted first, more only where needed.
+    let (mut mass, mut sorted) = (0.0, 0);
+    while sorted < candidates.len() {
+        let end = candidates.len().min(sorted.max(32) * 8);
+        let rest = &mut candidates[sorted..];
+        if end - sorted < rest.len() {
+            rest.select_nth_unstable_by(end - sorted - 1, better);
+        }
+        candidates[sorted..end].sort_unstable_by(better);
+        let last = candidates[sorted..end].iter().position(|c| {
+            mass += f64::from(c.value);
+            mass >= wanted
+        });
+        if let Some(last) = last {
+            candidates.truncate(sorted + last + 1);
+            return;
+        }
+        sorted = end;
+    }
 }
 
 /// Sets what the mask does not allow to −∞. Tokens beyond the mask are not allowed.

@@ -188,3 +188,27 @@ fn log_probabilities_are_of_the_untouched_distribution() {
     assert_eq!(top, [1, 2]);
     assert!((report.top()[0].1 - report.of(1)).abs() < 1e-6);
 }
+
+#[test]
+fn top_p_over_a_big_vocabulary_is_the_sorted_heads_mass() {
+    let row: Vec<f32> = (0..50_000u64).map(|i| (race::mix(i) % 5000) as f32 / 500.0).collect();
+    for (top_p, temperature) in [(0.3, 1.0), (0.9, 1.0), (0.5, 0.2), (0.999, 2.0)] {
+        let s = sampler(Sampling { top_p, temperature, ..Sampling::default() });
+        let best = row.iter().copied().fold(f32::MIN, f32::max);
+        let mut kept = Vec::new();
+        s.collect(&row, best, &mut kept);
+        let mut all = kept.clone();
+        s.weigh(best, &mut kept);
+        all.iter_mut().for_each(|c| c.value = ((c.value - best) * (1.0 / temperature)).exp());
+        all.sort_by(better);
+        let total: f64 = all.iter().map(|c| f64::from(c.value)).sum();
+        let mut mass = 0.0;
+        let reached = |c: &Candidate| {
+            mass += f64::from(c.value);
+            mass >= total * f64::from(top_p)
+        };
+        let expected = all.iter().position(reached).expect("reached") + 1;
+        let ids = |c: &[Candidate]| c.iter().map(|c| c.id).collect::<Vec<_>>();
+        assert_eq!(ids(&kept), ids(&all[..expected]), "top_p {top_p}");
+    }
+}
