@@ -1,7 +1,7 @@
 use fulmar_kernels::formats::TensorType;
 
 use crate::backend::{
-    BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, Rows, Span, StepOutput, candle,
+    BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, Rows, Span, StepOutput, candle, native,
 };
 use crate::gguf::Gguf;
 use crate::model::Architecture;
@@ -222,7 +222,10 @@ proptest::proptest! {
         let Ok(architecture) = Architecture::from_gguf(&gguf) else { return Ok(()) };
         let planned = crate::backend::plan(&gguf, &architecture, &options(KvType::F16));
         proptest::prop_assert!(planned.weights_bytes < 1 << 30);
-        if let Ok(mut backend) = candle::load(&gguf, &architecture, &options(KvType::F16)) {
+        let prepared = options(KvType::F16);
+        let native = native::load(&gguf, &architecture, &prepared);
+        let candle = candle::load(&gguf, &architecture, &prepared);
+        for mut backend in native.into_iter().chain(candle) {
             let mut output = StepOutput::default();
             let spans = [span(0, 2, 0, &[0], Rows::Last)];
             let batch = Batch { tokens: &[0, 1], spans: &spans, hidden: false };
