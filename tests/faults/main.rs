@@ -1,5 +1,7 @@
 //! The plug is pulled: at any moment, and everything is there again after.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io::Read as _;
 use std::time::Duration;
 

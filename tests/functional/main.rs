@@ -1,5 +1,7 @@
 //! The main job from outside, with the clients that people use.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::process::Command;
 
 use fulmar_tests::{Fleet, Process, fulmar_ok, json_of, python, root, text};
