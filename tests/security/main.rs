@@ -115,3 +115,64 @@ fn a_changed_audit_log_is_noticed() {
     assert_eq!(verified.code, 1);
     assert!(verified.stderr.contains("entry 2 was changed"), "{}", verified.stderr);
 }
+
+/// Copies a directory with everything in it.
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_replayed_older_timestamp_is_refused_and_the_device_works_on() {
+    let fleet = Fleet::made();
+    let kept = tempfile::tempdir().unwrap();
+    copy_dir(&fleet.control_dir(), kept.path());
+
+    // The owner signs a newer timestamp, and the device takes it.
+    let control = fleet.start_control();
+    let (registry, key) =
+        (fleet.owner_dir().join("registry"), fleet.owner_dir().join("registry.key"));
+    let _ = fulmar_ok(&[
+        "registry",
+        "renew",
+        text(&registry),
+        "--role",
+        "timestamp",
+        "--key",
+        text(&key),
+    ]);
+    let _ = fulmar_ok(&[
+        "publish",
+        text(&registry),
+        "--console",
+        fleet.facts["console_url"].as_str().unwrap(),
+        "--password",
+        fleet.facts["console_password"].as_str().unwrap(),
+    ]);
+    let _agent = fleet.start_agent();
+    let checked_in = |s: &serde_json::Value| s["link"]["checked_in_at_s"].as_i64().unwrap_or(0);
+    let first = fleet.until_status("the device checks in", |s| checked_in(s) > 0);
+    // The cycle after the next begins only when the one that refreshed has ended.
+    fleet.until_status("it goes on", |s| checked_in(s) > checked_in(&first) + 1);
+    assert_eq!(control.stop(), 0);
+
+    // Somebody puts the control plane's disk of yesterday back.
+    std::fs::remove_dir_all(fleet.control_dir()).unwrap();
+    copy_dir(kept.path(), &fleet.control_dir());
+    let _control = fleet.start_control();
+    let status = fleet.until_status("the device refuses it", |s| {
+        s["link"]["error"].as_str().is_some_and(|error| error.contains("timestamp"))
+    });
+    let error = status["link"]["error"].as_str().unwrap();
+    assert!(error.contains("already trusted"), "{error}");
+    assert!(error.contains("rollback attack"), "{error}");
+    assert_eq!(fleet.ask("turn on the fan in the boiler room").0, 200);
+}

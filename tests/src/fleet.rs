@@ -44,6 +44,12 @@ impl Fleet {
         self.place().join("device")
     }
 
+    /// The owner's directory: the registry, and the key that signs it.
+    #[must_use]
+    pub fn owner_dir(&self) -> PathBuf {
+        self.place().join("owner")
+    }
+
     /// The control plane's state directory.
     #[must_use]
     pub fn control_dir(&self) -> PathBuf {
