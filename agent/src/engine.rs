@@ -1,6 +1,5 @@
 //! The engine's section of the configuration, and what its defaults are on this machine.
 
-use std::path::Path;
 use std::time::Duration;
 
 use fulmar_inference::backend::KvType;
@@ -59,8 +58,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The engine's options; regrouped weights are kept in `cache_dir`.
-    pub(crate) fn options(&self, cache_dir: &Path) -> EngineOptions {
+    /// The engine's options.
+    pub(crate) fn options(&self) -> EngineOptions {
         let default = EngineOptions::default();
         EngineOptions {
             budget_bytes: match self.budget_bytes {
@@ -81,7 +80,9 @@ impl Config {
             keep_alive: (self.keep_alive_s > 0).then(|| Duration::from_secs(self.keep_alive_s)),
             prefix_cache: self.prefix_cache,
             speculation: self.speculation,
-            cache_dir: Some(cache_dir.to_owned()),
+            // A stored copy of regrouped weights is not bound to the blob's digest yet, and no byte
+            // reaches the engine that was not verified: weights are regrouped at every start.
+            cache_dir: None,
             ..default
         }
     }

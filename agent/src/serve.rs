@@ -51,9 +51,7 @@ pub(crate) fn open(config: Config, dir: &Path) -> anyhow::Result<Arc<App>> {
     let state = State::open(dir)?;
     let limits = fulmar_registry::Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
-    let cache_dir = dir.join("cache");
-    std::fs::create_dir_all(&cache_dir).with_context(|| format!("make {}", cache_dir.display()))?;
-    let engine = Engine::start(config.engine.options(&cache_dir))?;
+    let engine = Engine::start(config.engine.options())?;
     let models = Models::new(state.store().clone(), registry, engine.clone());
     Ok(Arc::new(App::new(config, state, engine, models)))
 }

@@ -6,7 +6,6 @@
 //! | `audit.key`, `token.key` | Ed25519, PKCS#8, mode 0600 |
 //! | `registry/` | models' files by digest, and the local owner's key |
 //! | `identity.json` | the device's certificate and key, once enrolled |
-//! | `cache/` | regrouped weights; may be removed at any time |
 //! | `log/` | JSON lines |
 //! | `fulmar.sock` | the running agent's local socket |
 
