@@ -61,7 +61,10 @@ pub(crate) fn words(value: &Value) -> String {
                 let text = words(value);
                 (!text.is_empty()).then(|| format!("{} {text}", name.replace('_', " ")))
             };
-            fields.iter().filter_map(field).collect::<Vec<_>>().join(", ")
+            // By name: a map's own order depends on how the JSON library was built.
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(name, _)| *name);
+            fields.into_iter().filter_map(field).collect::<Vec<_>>().join(", ")
         }
         Value::Array(items) => items.iter().map(words).collect::<Vec<_>>().join(" "),
         Value::String(text) => plain(text),
