@@ -54,6 +54,8 @@ pub struct EngineOptions {
     pub speculation: Speculation,
     /// Where a backend may keep a regrouped copy of the weights between starts.
     pub cache_dir: Option<PathBuf>,
+    /// The time that chat templates see, in seconds since 1970; `None`: the clock's.
+    pub template_now_s: Option<i64>,
 }
 
 /// Whether prefixes are kept.
@@ -98,6 +100,7 @@ impl Default for EngineOptions {
             prefix_cache: PrefixCache::Shared,
             speculation: Speculation::Auto,
             cache_dir: None,
+            template_now_s: None,
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn generate(
     let front = front(shared, &request.model)?;
     check(&request)?;
     place.hold(prompt_bytes(&request.prompt))?;
-    let (tokens, parser) = tokens(&front, &request.prompt)?;
+    let (tokens, parser) = tokens(&front, &request.prompt, shared.options.template_now_s)?;
     place.hold(size_of_val(tokens.as_slice()) as u64)?;
     let room = front.context_tokens.saturating_sub(tokens.len());
     if room == 0 {
@@ -117,12 +117,17 @@ fn prompt_bytes(prompt: &Prompt) -> u64 {
 }
 
 /// The prompt's tokens and, for a conversation, what takes its answer apart.
-fn tokens(front: &Front, prompt: &Prompt) -> Result<(Vec<u32>, Option<OutputParser>), Refused> {
+fn tokens(
+    front: &Front,
+    prompt: &Prompt,
+    template_now_s: Option<i64>,
+) -> Result<(Vec<u32>, Option<OutputParser>), Refused> {
     let (tokens, parser) = match prompt {
         Prompt::Tokens(tokens) => (tokens.clone(), None),
         Prompt::Text(text) => (plain(&front.tokenizer, text), None),
         Prompt::Chat { messages, tools, template_kwargs } => {
-            chat(front, messages, tools.as_ref(), template_kwargs)?
+            let now_s = template_now_s.unwrap_or_else(now_s);
+            chat(front, messages, tools.as_ref(), template_kwargs, now_s)?
         }
     };
     let invalid = |reason| Err(Refused::Invalid { field: "prompt", reason });
@@ -133,6 +138,12 @@ fn tokens(front: &Front, prompt: &Prompt) -> Result<(Vec<u32>, Option<OutputPars
         return invalid(format!("names token {id}, the model has {}", front.vocab_len));
     }
     Ok((tokens, parser))
+}
+
+/// The clock's seconds since 1970.
+fn now_s() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn plain(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
@@ -148,6 +159,7 @@ fn chat(
     messages: &[Value],
     tools: Option<&Value>,
     kwargs: &Value,
+    now_s: i64,
 ) -> Result<(Vec<u32>, Option<OutputParser>), Refused> {
     let refused = |error: ChatError| Refused::Template(error.to_string());
     let template = match &front.template {
@@ -155,14 +167,7 @@ fn chat(
         Ok(None) => return Err(refused(ChatError::NoTemplate)),
         Err(reason) => return Err(Refused::Template(reason.clone())),
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let input = RenderInput {
-        messages,
-        tools,
-        kwargs,
-        add_generation_prompt: true,
-        now_s: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-    };
+    let input = RenderInput { messages, tools, kwargs, add_generation_prompt: true, now_s };
     let encoded = chat::encode(template, &front.tokenizer, &input).map_err(refused)?;
     let offered = if tools.is_some() { Tools::Offered } else { Tools::None };
     let family = Family::of_template(template.source());
@@ -187,7 +192,7 @@ pub(super) fn embed(
     let mut replies = Vec::with_capacity(inputs.len());
     let mut total = 0u32;
     for input in inputs {
-        let (mut tokens, _) = tokens(&front, input)?;
+        let (mut tokens, _) = tokens(&front, input, shared.options.template_now_s)?;
         if let (true, Prompt::Text(_), Some(eos)) =
             (front.tokenizer.add_eos(), input, front.tokenizer.eos())
         {

@@ -69,6 +69,7 @@ async fn generate(args: Args, given: Vec<Given>) -> anyhow::Result<Vec<Generated
         context_tokens_max: args.n_ctx,
         kv_tokens_max: args.n_ctx.saturating_mul(4),
         queue_len_max: given.len().max(1),
+        template_now_s: Some(super::render::now_s()?),
         ..EngineOptions::default()
     };
     let engine = Engine::start(options).context("start the engine")?;

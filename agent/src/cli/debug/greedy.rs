@@ -87,7 +87,7 @@ fn prompt(
                 tools: None,
                 kwargs: &Value::Null,
                 add_generation_prompt: true,
-                now_s: now_s(),
+                now_s: now_s()?,
             };
             let encoded = chat::encode(&template, tokenizer, &input)?;
             Ok((Some(encoded.text), encoded.ids))

@@ -47,13 +47,14 @@ enum Rendered {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let template = Template::read(&args.template)?;
     let mut compiled = HashMap::new();
+    let now_s = now_s()?;
     lines::answer(|given: Given| {
         let tokens = template.tokens(&given);
         let ready = compiled.entry(tokens).or_insert_with_key(|(bos, eos)| {
             ChatTemplate::from_source(&template.source, bos, eos).map_err(|e| chain(&e))
         });
         let rendered = match ready {
-            Ok(ready) => ready.render(&given.input(now_s())).map_err(|error| chain(&error)),
+            Ok(ready) => ready.render(&given.input(now_s)).map_err(|error| chain(&error)),
             Err(error) => Err(error.clone()),
         };
         Ok(rendered.map_or_else(Rendered::Error, Rendered::Text))
@@ -67,10 +68,17 @@ fn chain(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// Seconds since 1970, for templates that print the date.
-pub(super) fn now_s() -> i64 {
+/// Seconds since 1970 for templates that print the date: `SOURCE_DATE_EPOCH` where it is set
+/// (<https://reproducible-builds.org/specs/source-date-epoch/>), so that a rendering can be made
+/// again on another day; the clock otherwise.
+pub(super) fn now_s() -> anyhow::Result<i64> {
+    if let Ok(given) = std::env::var("SOURCE_DATE_EPOCH") {
+        return given.parse().with_context(|| {
+            format!("read SOURCE_DATE_EPOCH {given:?}: expected whole seconds since 1970")
+        });
+    }
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    Ok(since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)))
 }
 
 impl Given {
