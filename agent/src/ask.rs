@@ -5,13 +5,16 @@
 //! - The client learns that an answer is complete only after the entry that completes it is
 //!   durable; the same holds for failures and for clients that went away.
 
+mod embed;
+mod record;
+
 use std::sync::Arc;
 
 use fulmar_inference::chat::{Delta, OutputParser, ToolCall};
 use fulmar_inference::engine::{
     Event, FinishReason, Generation, Logprobs, Refused, Request, Usage,
 };
-use fulmar_policy::audit::{self, AuditError, Outcome};
+use fulmar_policy::audit::{AuditError, Outcome};
 use fulmar_policy::budget::{Exceeded, InFlight};
 use fulmar_policy::{LogContent, Permit};
 use ring::digest::{Context, SHA256};
@@ -20,7 +23,9 @@ use tokio::sync::mpsc;
 
 use crate::app::App;
 use crate::models::{LoadedModel, ModelError};
-use crate::state;
+use record::Record;
+
+pub(crate) use embed::{EmbedQuestion, embed};
 
 /// Events that wait for a slow client; then the engine waits for it.
 const EVENTS_WAITING_MAX: usize = 64;
@@ -51,6 +56,9 @@ pub(crate) enum AskError {
     /// What cannot be recorded is not done.
     #[error("open the audit entry")]
     Audit(#[from] AuditError),
+    /// The engine accepted it and failed; that is recorded.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// An answer under way; dropping it cancels.
@@ -73,8 +81,9 @@ impl Answer {
 /// A part of an answer.
 #[derive(Debug)]
 pub(crate) enum Part {
-    /// Text that became certain.
-    Text { text: String, logprob: Option<Logprobs> },
+    /// Text that became certain, and the log-probabilities of the tokens since the last such part,
+    /// where they were asked for.
+    Text { text: String, logprobs: Vec<Logprobs> },
     /// More of what the model thinks before it answers.
     Reasoning { text: String },
     /// A call of a tool.
@@ -96,13 +105,12 @@ pub(crate) async fn ask(
 ) -> Result<Answer, AskError> {
     let in_flight = app.meter().begin(permit, app.state().monotonic_ms())?;
     let model = app.loaded(permit.resource()).await?;
-    let mut record = Record::open(app, permit, &question, &model).await?;
+    let mut record = Record::open(app, permit, question.endpoint, &question.prompt, &model).await?;
     let mut request = question.request;
     let limits = permit.limits();
     request.model.clone_from(&model.engine_name);
     request.principal.clone_from(&permit.principal().subject);
-    // The policy's priorities run from 0 to 9, the engine's from 0 to 255.
-    request.priority = limits.priority.saturating_mul(28);
+    request.priority = engine_priority(permit);
     let tokens_max = limits.max_tokens;
     request.max_tokens = Some(request.max_tokens.map_or(tokens_max, |n| n.min(tokens_max)));
     let mut generation = match generate(app, permit, &model, request).await {
@@ -116,7 +124,8 @@ pub(crate) async fn ask(
     let entry = record.entry;
     app.metrics().asked(&model.name);
     let parser = generation.take_parser();
-    let relay = Relay { app: Arc::clone(app), record, in_flight, parser, sender };
+    let logprobs = Vec::new();
+    let relay = Relay { app: Arc::clone(app), record, in_flight, parser, logprobs, sender };
     app.answers().spawn(relay.run(generation));
     Ok(Answer { entry, model, events })
 }
@@ -130,90 +139,27 @@ async fn generate(
 ) -> Result<Generation, Refused> {
     match app.engine().generate(request.clone()).await {
         Err(Refused::ModelNotLoaded { name }) => {
-            app.models().forget(model);
-            match app.models().loaded(permit.resource()).await {
-                // Another release became active between the entry and now: the entry names this
-                // one, so this one answers or nobody does.
-                Ok(again) if again.engine_name == model.engine_name => {
-                    app.engine().generate(request).await
-                }
-                _ => Err(Refused::ModelNotLoaded { name }),
+            if loaded_again(app, permit.resource(), model).await {
+                app.engine().generate(request).await
+            } else {
+                Err(Refused::ModelNotLoaded { name })
             }
         }
         outcome => outcome,
     }
 }
 
-/// The audit entries of one question.
-#[derive(Debug)]
-struct Record {
-    app: Arc<App>,
-    actor: String,
-    resource: String,
-    content: LogContent,
-    entry: u64,
+/// Loads a model again that went out of the engine meanwhile. Another release may have become
+/// active between the entry and now: the entry names this one, so this one answers or nobody does.
+async fn loaded_again(app: &App, resource: &str, model: &LoadedModel) -> bool {
+    app.models().forget(model);
+    let again = app.models().loaded(resource).await;
+    again.is_ok_and(|again| again.engine_name == model.engine_name)
 }
 
-impl Record {
-    async fn open(
-        app: &Arc<App>,
-        permit: &Permit,
-        question: &Question,
-        model: &LoadedModel,
-    ) -> Result<Self, AuditError> {
-        let mut record = Self {
-            app: Arc::clone(app),
-            actor: permit.principal().audit_name(),
-            resource: model.name.clone(),
-            content: permit.log_content(),
-            entry: 0,
-        };
-        let prompt = question.prompt.to_string();
-        let digest = ring::digest::digest(&SHA256, prompt.as_bytes());
-        let mut detail = json!({
-            "endpoint": question.endpoint,
-            "model_digest": model.digest.to_string(),
-            "weights_digest": model.weights_digest.to_string(),
-            "authority": model.authority,
-            "policy_version": permit.policy_version(),
-            "prompt_sha256": hex::encode(digest),
-        });
-        if record.content == LogContent::Full {
-            detail["prompt"] = question.prompt.clone();
-        }
-        record.entry = record.append(Outcome::Started, None, detail).await?;
-        Ok(record)
-    }
-
-    async fn close(&mut self, outcome: Outcome, detail: Value) -> Result<(), AuditError> {
-        self.append(outcome, Some(self.entry), detail).await.map(|_| ())
-    }
-
-    async fn append(
-        &self,
-        outcome: Outcome,
-        opened: Option<u64>,
-        detail: Value,
-    ) -> Result<u64, AuditError> {
-        let (actor, resource) = (self.actor.clone(), self.resource.clone());
-        let at_s = self.app.state().clock().now_s();
-        self.app
-            .state()
-            .store()
-            .write(move |tx| {
-                let event = audit::Event {
-                    at_s,
-                    actor: &actor,
-                    action: fulmar_policy::Action::ModelRun.as_str(),
-                    resource: &resource,
-                    outcome,
-                    opened,
-                    detail,
-                };
-                state::record(tx, &event)
-            })
-            .await
-    }
+/// The policy's priorities run from 0 to 9, the engine's from 0 to 255.
+fn engine_priority(permit: &Permit) -> u8 {
+    permit.limits().priority.saturating_mul(28)
 }
 
 /// Carries an answer from the engine to the client, and into the audit log.
@@ -222,6 +168,8 @@ struct Relay {
     record: Record,
     in_flight: InFlight,
     parser: Option<OutputParser>,
+    /// Of tokens whose text the parser still holds.
+    logprobs: Vec<Logprobs>,
     sender: mpsc::Sender<Part>,
 }
 
@@ -255,8 +203,8 @@ impl Relay {
         };
         // Dropped before the entry is written: a client that went away frees its place at once.
         drop(generation);
-        let rest = self.parser.as_mut().map(OutputParser::finish).unwrap_or_default();
-        let sent = self.send(rest.into_iter().map(part).collect()).await;
+        let rest = self.rest();
+        let sent = self.send(rest).await;
         let end = if sent.is_err() { End::ClientGone } else { end };
         let mut detail = end.detail(tokens);
         detail["answer_sha256"] = hex::encode(digest.finish()).into();
@@ -266,12 +214,36 @@ impl Relay {
         self.finish(end, tokens, detail).await;
     }
 
-    /// Content, reasoning and calls; log-probabilities go with the text they are of, whole.
+    /// Content, reasoning and calls. Log-probabilities go with the next text.
     fn taken_apart(&mut self, text: String, logprob: Option<Logprobs>) -> Vec<Part> {
-        match &mut self.parser {
-            Some(parser) if logprob.is_none() => parser.push(&text).into_iter().map(part).collect(),
-            _ => vec![Part::Text { text, logprob }],
+        self.logprobs.extend(logprob);
+        let deltas = match &mut self.parser {
+            Some(parser) => parser.push(&text),
+            None => vec![Delta::Content(text)],
+        };
+        self.parts(deltas)
+    }
+
+    /// What was held back, at the end of the answer.
+    fn rest(&mut self) -> Vec<Part> {
+        let deltas = self.parser.as_mut().map(OutputParser::finish).unwrap_or_default();
+        let mut parts = self.parts(deltas);
+        if !self.logprobs.is_empty() {
+            let logprobs = std::mem::take(&mut self.logprobs);
+            parts.push(Part::Text { text: String::new(), logprobs });
         }
+        parts
+    }
+
+    fn parts(&mut self, deltas: Vec<Delta>) -> Vec<Part> {
+        let part = |delta| match delta {
+            Delta::Content(text) => {
+                Part::Text { text, logprobs: std::mem::take(&mut self.logprobs) }
+            }
+            Delta::Reasoning(text) => Part::Reasoning { text },
+            Delta::ToolCall(call) => Part::Call(call),
+        };
+        deltas.into_iter().map(part).collect()
     }
 
     async fn send(&self, parts: Vec<Part>) -> Result<(), mpsc::error::SendError<Part>> {
@@ -303,14 +275,6 @@ impl Relay {
         };
         // The client may have gone meanwhile; the entry says all there is to say.
         let _ = self.sender.send(part).await;
-    }
-}
-
-fn part(delta: Delta) -> Part {
-    match delta {
-        Delta::Content(text) => Part::Text { text, logprob: None },
-        Delta::Reasoning(text) => Part::Reasoning { text },
-        Delta::ToolCall(call) => Part::Call(call),
     }
 }
 

@@ -4,13 +4,18 @@
 //! the Unix socket. Every handler reads authenticate, decide, act.
 
 mod auth;
+mod body;
 mod chat;
+mod completions;
+mod embeddings;
 mod error;
+mod generation;
 mod listen;
 mod local;
 mod metrics;
 mod models;
 mod openai;
+mod reply;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -23,9 +28,9 @@ use serde::{Deserialize, Serialize};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::trace::TraceLayer;
 
-pub(crate) use chat::tokens_per_s;
 pub(crate) use listen::{Listeners, serve};
 pub(crate) use metrics::Metrics;
+pub(crate) use reply::tokens_per_s;
 
 use crate::app::App;
 
@@ -101,6 +106,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::show))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/embeddings", post(embeddings::embed))
         .route("/fulmar/v1/status", get(local::status))
         .route("/fulmar/v1/ps", get(local::ps))
         .route("/fulmar/v1/sync", post(local::sync_now))

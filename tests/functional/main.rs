@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod surface;
+
 use std::process::Command;
 
 use fulmar_tests::{Fleet, Process, fulmar_ok, json_of, python, root, text};

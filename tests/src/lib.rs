@@ -3,12 +3,14 @@
 //! `tests/run` builds the binaries and sets the variables named here; a missing one is an error,
 //! never a skipped test.
 
+mod device;
 mod fleet;
 mod process;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub use device::Device;
 pub use fleet::{Fleet, client, text};
 pub use process::{Output, Process, fulmar, fulmar_ok, json_of};
 

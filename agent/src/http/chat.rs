@@ -1,21 +1,19 @@
 //! `/v1/chat/completions`.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use fulmar_inference::chat::ToolCall;
-use fulmar_inference::engine::{FinishReason, Logprobs, Usage};
-use fulmar_policy::Action;
+use fulmar_inference::engine::Logprobs;
 use serde_json::{Value, json};
 
 use super::auth::Caller;
 use super::error::ApiError;
 use super::openai::ChatRequest;
+use super::reply::{events, failed, finish_name, timings, token_text, top_token, usage_object};
 use crate::app::App;
 use crate::ask::{self, Answer, Part, Question};
 
@@ -26,23 +24,17 @@ pub(crate) async fn chat(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::parse(&body)?;
-    let model = app.models().resolve(&request.model).await?;
-    let permit = match app.policy().decide(&principal, Action::ModelRun, &model) {
-        Ok(permit) => permit,
-        Err(denied) => {
-            super::local::record_denied(&app, &principal, &denied).await?;
-            return Err(denied.into());
-        }
-    };
+    let permit = super::local::permit(&app, &principal, request.model()).await?;
     let question = Question {
         endpoint: "/v1/chat/completions",
         request: request.to_engine()?,
         prompt: request.prompt(),
     };
-    let answer = ask::ask(&app, &permit, question).await?;
+    let names = request.field_names();
+    let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
     let frame = Frame::new(&answer, app.state().clock().now_s(), request.wants_logprobs());
-    if request.stream == Some(true) {
-        Ok(stream(answer, frame, request.stream_usage()))
+    if request.generation.is_stream() {
+        Ok(stream(answer, frame, request.generation.stream_usage()))
     } else {
         whole(answer, frame).await
     }
@@ -94,17 +86,15 @@ async fn whole(mut answer: Answer, frame: Frame) -> Result<Response, ApiError> {
     let mut logprobs = Vec::new();
     while let Some(part) = answer.next().await {
         match part {
-            Part::Text { text: more, logprob } => {
-                if let Some(logprob) = logprob {
-                    logprobs.push(logprob_entry(&more, &logprob));
-                }
+            Part::Text { text: more, logprobs: of_more } => {
+                logprobs.extend(of_more);
                 text += &more;
             }
             Part::Reasoning { text: more } => reasoning += &more,
             Part::Call(call) => calls.push(call_object(&call, calls.len())),
             Part::Done { reason, usage } => {
                 let logprobs =
-                    if frame.logprobs { json!({ "content": logprobs }) } else { Value::Null };
+                    if frame.logprobs { logprobs_object(&logprobs) } else { Value::Null };
                 let finish = if calls.is_empty() { finish_name(reason) } else { "tool_calls" };
                 let mut message = json!({ "role": "assistant", "content": text, "refusal": null });
                 if !reasoning.is_empty() {
@@ -130,10 +120,6 @@ async fn whole(mut answer: Answer, frame: Frame) -> Result<Response, ApiError> {
     Err(failed("the answer ended without an end".into()))
 }
 
-fn failed(message: String) -> ApiError {
-    ApiError::internal("generate the answer", &std::io::Error::other(message))
-}
-
 fn stream(mut answer: Answer, frame: Frame, with_usage: bool) -> Response {
     let (sender, receiver) = tokio::sync::mpsc::channel::<Value>(1);
     tokio::spawn(async move {
@@ -152,12 +138,12 @@ fn stream(mut answer: Answer, frame: Frame, with_usage: bool) -> Response {
                 () = sender.closed() => return,
             };
             match part {
-                Some(Part::Text { text, .. }) if text.is_empty() && !frame.logprobs => {}
-                Some(Part::Text { text, logprob }) => {
-                    let logprobs = logprob.map_or(
-                        Value::Null,
-                        |logprob| json!({ "content": [logprob_entry(&text, &logprob)] }),
-                    );
+                Some(Part::Text { text, logprobs }) if text.is_empty() && logprobs.is_empty() => {}
+                Some(Part::Text { text, logprobs }) => {
+                    let logprobs = match logprobs.as_slice() {
+                        [] => Value::Null,
+                        logprobs => logprobs_object(logprobs),
+                    };
                     next = Some(frame.chunk(json!({ "content": text }), logprobs, None));
                 }
                 Some(Part::Reasoning { text }) => {
@@ -190,30 +176,7 @@ fn stream(mut answer: Answer, frame: Frame, with_usage: bool) -> Response {
             }
         }
     });
-    Sse::new(events(receiver)).keep_alive(KeepAlive::default()).into_response()
-}
-
-/// The chunks as server-sent events, and OpenAI's own end mark after them.
-fn events(
-    receiver: tokio::sync::mpsc::Receiver<Value>,
-) -> impl futures_util::Stream<Item = Result<sse::Event, Infallible>> {
-    futures_util::stream::unfold(Some(receiver), |receiver| async move {
-        let mut receiver = receiver?;
-        match receiver.recv().await {
-            Some(chunk) => {
-                Some((Ok(sse::Event::default().data(chunk.to_string())), Some(receiver)))
-            }
-            None => Some((Ok(sse::Event::default().data("[DONE]")), None)),
-        }
-    })
-}
-
-fn finish_name(reason: FinishReason) -> &'static str {
-    match reason {
-        FinishReason::Stop => "stop",
-        // OpenAI knows no other word for an answer that was cut off.
-        FinishReason::Length | FinishReason::Deadline | FinishReason::Cancelled => "length",
-    }
+    events(receiver)
 }
 
 /// A call of a tool as OpenAI writes it: the arguments as text.
@@ -225,44 +188,16 @@ fn call_object(call: &ToolCall, number: usize) -> Value {
     })
 }
 
-fn usage_object(usage: &Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
-    })
-}
-
-/// How long it took, as llama.cpp's server says it.
-fn timings(usage: &Usage) -> Value {
-    json!({
-        "queue_ms": usage.queue_ms,
-        "prompt_ms": usage.prompt_ms,
-        "decode_ms": usage.decode_ms,
-        "decode_tokens_per_s": tokens_per_s(usage),
-    })
-}
-
-/// Tokens per second after the first; 0 when there were none.
-pub(crate) fn tokens_per_s(usage: &Usage) -> f64 {
-    if usage.decode_ms == 0 || usage.completion_tokens < 2 {
-        return 0.0;
-    }
-    f64::from(usage.completion_tokens - 1) * 1000.0 / usage.decode_ms as f64
-}
-
-fn logprob_entry(text: &str, logprob: &Logprobs) -> Value {
-    let top: Vec<Value> = logprob
-        .top
-        .iter()
-        .map(|token| {
-            json!({
-                "token": String::from_utf8_lossy(&token.bytes),
-                "logprob": token.logprob,
-                "bytes": token.bytes,
-            })
+/// The log-probabilities of tokens, as chat completions write them.
+fn logprobs_object(logprobs: &[Logprobs]) -> Value {
+    let entry = |of: &Logprobs| {
+        let top: Vec<Value> = of.top.iter().map(top_token).collect();
+        json!({
+            "token": token_text(&of.bytes),
+            "logprob": of.chosen,
+            "bytes": of.bytes,
+            "top_logprobs": top,
         })
-        .collect();
-    json!({ "token": text, "logprob": logprob.chosen, "bytes": text.as_bytes(), "top_logprobs": top })
+    };
+    json!({ "content": logprobs.iter().map(entry).collect::<Vec<_>>() })
 }

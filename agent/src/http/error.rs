@@ -149,8 +149,30 @@ impl From<ModelError> for ApiError {
     }
 }
 
-impl From<Refused> for ApiError {
-    fn from(refused: Refused) -> Self {
+/// Which fields of a request hold what the engine may refuse.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FieldNames {
+    /// The prompt.
+    pub(crate) prompt: &'static str,
+    /// What the answer must look like.
+    pub(crate) constraint: &'static str,
+}
+
+impl ApiError {
+    /// Why a question was not answered, in the words of the request that asked it.
+    pub(crate) fn of_ask(error: AskError, names: FieldNames) -> Self {
+        match error {
+            AskError::Exceeded(exceeded) => exceeded.into(),
+            AskError::Model(error) => error.into(),
+            AskError::Refused(refused) => Self::of_refused(refused, names),
+            AskError::Audit(error) => Self::internal("open the audit entry", &error),
+            AskError::Failed(reason) => {
+                Self::internal("compute the answer", &std::io::Error::other(reason))
+            }
+        }
+    }
+
+    fn of_refused(refused: Refused, names: FieldNames) -> Self {
         let text = chain(&refused);
         match refused {
             Refused::QueueFull { retry_after_ms, .. }
@@ -164,12 +186,16 @@ impl From<Refused> for ApiError {
             }
             Refused::PromptTooLong { .. } => {
                 let mut error = Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", text);
-                error.param = Some("messages".into());
+                error.param = Some(names.prompt.into());
                 error
             }
+            Refused::Invalid { field: "prompt", reason } => {
+                let field = names.prompt;
+                Self::invalid(Some(field), format!("{field}: {reason}"))
+            }
             Refused::Invalid { field, .. } => Self::invalid(Some(field), text),
-            Refused::Constraint(_) => Self::invalid(Some("response_format"), text),
-            Refused::Template(_) => Self::invalid(Some("messages"), text),
+            Refused::Constraint(_) => Self::invalid(Some(names.constraint), text),
+            Refused::Template(_) => Self::invalid(Some(names.prompt), text),
             Refused::ShuttingDown => {
                 let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", text);
                 error.retry_after_ms = Some(5_000);
@@ -179,20 +205,12 @@ impl From<Refused> for ApiError {
     }
 }
 
-impl From<AskError> for ApiError {
-    fn from(error: AskError) -> Self {
-        match error {
-            AskError::Exceeded(exceeded) => exceeded.into(),
-            AskError::Model(error) => error.into(),
-            AskError::Refused(refused) => refused.into(),
-            AskError::Audit(error) => Self::internal("open the audit entry", &error),
-        }
-    }
-}
-
 /// A path that is not there: 404.
 pub(crate) async fn not_found(uri: Uri) -> ApiError {
-    let message = format!("no route {}; see /v1/models and /v1/chat/completions", uri.path());
+    let message = format!(
+        "no route {}; there are /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings",
+        uri.path()
+    );
     ApiError::new(StatusCode::NOT_FOUND, "route_not_found", message)
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use fulmar_policy::audit::{AuditError, Event, Outcome};
-use fulmar_policy::{Action, Denied, Principal};
+use fulmar_policy::{Action, Denied, Permit, Principal};
 use serde_json::{Value, json};
 
 use super::auth::Caller;
@@ -61,15 +61,30 @@ pub(crate) async fn sync_now(
     Ok(Json(json!({ "nudged": nudged, "link": app.link().status() })))
 }
 
+/// The permit to ask the model of this name, complete or short; a refusal is recorded.
+///
+/// # Errors
+/// 403, 404, or 500 when the refusal cannot be recorded.
+pub(crate) async fn permit(
+    app: &App,
+    principal: &Principal,
+    model: &str,
+) -> Result<Permit, ApiError> {
+    let model = app.models().resolve(model).await?;
+    match app.policy().decide(principal, Action::ModelRun, &model) {
+        Ok(permit) => Ok(permit),
+        Err(denied) => {
+            record_denied(app, principal, &denied).await?;
+            Err(denied.into())
+        }
+    }
+}
+
 /// Records that somebody was refused.
 ///
 /// # Errors
 /// 500, when that cannot be recorded.
-pub(crate) async fn record_denied(
-    app: &App,
-    principal: &Principal,
-    denied: &Denied,
-) -> Result<(), ApiError> {
+async fn record_denied(app: &App, principal: &Principal, denied: &Denied) -> Result<(), ApiError> {
     let (actor, denied) = (principal.audit_name(), denied.clone());
     let at_s = app.state().clock().now_s();
     app.state()

@@ -62,7 +62,7 @@ impl Metrics {
     /// An answer was finished.
     pub(crate) fn answered(&self, usage: &Usage) {
         self.prompt_seconds.observe(usage.prompt_ms as f64 / 1000.0);
-        let speed = super::chat::tokens_per_s(usage);
+        let speed = super::reply::tokens_per_s(usage);
         if speed > 0.0 {
             self.decode_tokens_per_s.observe(speed);
         }

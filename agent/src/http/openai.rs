@@ -3,58 +3,36 @@
 //! A field that would change the answer and is not served is refused by its name; the fields that
 //! change nothing here (`user`, `metadata`, `store`, `service_tier`) are accepted and unused.
 
-use std::collections::BTreeMap;
-
-use fulmar_inference::engine::{Constraint, Prompt, Request, Sampling};
+use fulmar_inference::engine::{Prompt, Request};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::error::ApiError;
+use super::body;
+use super::error::{ApiError, FieldNames};
+use super::generation::Generation;
 
 /// A request to `/v1/chat/completions`.
+#[derive(Debug, Clone)]
+pub(crate) struct ChatRequest {
+    /// How text is generated.
+    pub(crate) generation: Generation,
+    chat: Chat,
+}
+
+/// The fields that only chat has.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ChatRequest {
-    pub(crate) model: String,
+struct Chat {
+    model: String,
     messages: Vec<Value>,
-    #[serde(default)]
-    pub(crate) stream: Option<bool>,
-    #[serde(default)]
-    stream_options: Option<StreamOptions>,
     #[serde(default)]
     max_tokens: Option<u32>,
     #[serde(default)]
     max_completion_tokens: Option<u32>,
     #[serde(default)]
-    temperature: Option<f32>,
-    #[serde(default)]
-    top_p: Option<f32>,
-    #[serde(default)]
-    top_k: Option<u32>,
-    #[serde(default)]
-    min_p: Option<f32>,
-    #[serde(default)]
-    repeat_penalty: Option<f32>,
-    #[serde(default)]
-    presence_penalty: Option<f32>,
-    #[serde(default)]
-    frequency_penalty: Option<f32>,
-    #[serde(default)]
-    logit_bias: Option<BTreeMap<String, f32>>,
-    #[serde(default)]
-    seed: Option<i64>,
-    #[serde(default)]
-    stop: Option<Stop>,
-    #[serde(default)]
-    n: Option<u32>,
-    #[serde(default)]
     logprobs: Option<bool>,
     #[serde(default)]
     top_logprobs: Option<u8>,
-    #[serde(default)]
-    response_format: Option<ResponseFormat>,
-    #[serde(default)]
-    grammar: Option<String>,
     #[serde(default)]
     tools: Option<Vec<Value>>,
     #[serde(default)]
@@ -66,9 +44,6 @@ pub(crate) struct ChatRequest {
     chat_template_kwargs: Option<Map<String, Value>>,
     #[serde(default)]
     #[expect(dead_code, reason = "changes nothing on a device")]
-    user: Option<String>,
-    #[serde(default)]
-    #[expect(dead_code, reason = "changes nothing on a device")]
     metadata: Option<Value>,
     #[serde(default)]
     #[expect(dead_code, reason = "changes nothing on a device")]
@@ -78,78 +53,42 @@ pub(crate) struct ChatRequest {
     service_tier: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StreamOptions {
-    #[serde(default)]
-    include_usage: Option<bool>,
-    #[serde(default)]
-    #[expect(dead_code, reason = "no padding is added on a local socket")]
-    include_obfuscation: Option<bool>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-enum ResponseFormat {
-    Text,
-    JsonObject,
-    JsonSchema { json_schema: JsonSchema },
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct JsonSchema {
-    #[expect(dead_code, reason = "the schema alone decides")]
-    name: String,
-    #[serde(default)]
-    #[expect(dead_code, reason = "the schema alone decides")]
-    description: Option<String>,
-    schema: Value,
-    #[serde(default)]
-    #[expect(dead_code, reason = "the answer always follows the schema, strict or not")]
-    strict: Option<bool>,
-}
-
 impl ChatRequest {
     /// Reads a body.
     ///
     /// # Errors
     /// 400, naming the field or the place in the text.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let request: Self = serde_json::from_slice(body)
-            .map_err(|error| ApiError::invalid(None, format!("read the request: {error}")))?;
-        if request.messages.is_empty() {
+        let mut object = body::object(body)?;
+        let generation = Generation::take(&mut object)?;
+        let chat: Chat = body::fields(object)?;
+        if chat.messages.is_empty() {
             return Err(ApiError::invalid(
                 Some("messages"),
                 "messages is empty; expected one or more",
             ));
         }
-        if let Some(n) = request.n.filter(|n| *n != 1) {
-            return Err(ApiError::invalid(Some("n"), format!("n is {n}; only 1 is served")));
-        }
-        Ok(request)
+        Ok(Self { generation, chat })
     }
 
-    /// Whether the last chunk of a stream carries the usage.
-    pub(crate) fn stream_usage(&self) -> bool {
-        self.stream_options.is_some_and(|options| options.include_usage == Some(true))
+    /// The model asked.
+    pub(crate) fn model(&self) -> &str {
+        &self.chat.model
+    }
+
+    /// Where the request holds what the engine may refuse.
+    pub(crate) fn field_names(&self) -> FieldNames {
+        FieldNames { prompt: "messages", constraint: self.generation.constraint_field() }
     }
 
     /// Whether the client wants log-probabilities.
     pub(crate) fn wants_logprobs(&self) -> bool {
-        self.logprobs == Some(true)
+        self.chat.logprobs == Some(true)
     }
 
     /// What the audit log's digest of the prompt covers.
     pub(crate) fn prompt(&self) -> Value {
-        json!({ "messages": self.messages, "tools": self.tools })
+        json!({ "messages": self.chat.messages, "tools": self.chat.tools })
     }
 
     /// What the engine is asked.
@@ -159,28 +98,24 @@ impl ChatRequest {
     pub(crate) fn to_engine(&self) -> Result<Request, ApiError> {
         Ok(Request {
             prompt: Prompt::Chat {
-                messages: self.messages.clone(),
+                messages: self.chat.messages.clone(),
                 tools: self.tools()?,
-                template_kwargs: match &self.chat_template_kwargs {
+                template_kwargs: match &self.chat.chat_template_kwargs {
                     Some(kwargs) => Value::Object(kwargs.clone()),
                     None => Value::Null,
                 },
             },
-            sampling: self.sampling()?,
+            sampling: self.generation.sampling()?,
             max_tokens: self.answer_tokens_max()?,
-            stop: match &self.stop {
-                None => Vec::new(),
-                Some(Stop::One(text)) => vec![text.clone()],
-                Some(Stop::Many(texts)) => texts.clone(),
-            },
-            constraint: self.constraint()?,
+            stop: self.generation.stops(),
+            constraint: self.generation.constraint()?,
             logprobs: self.logprobs_wanted()?,
             ..Request::default()
         })
     }
 
     fn answer_tokens_max(&self) -> Result<Option<u32>, ApiError> {
-        match (self.max_completion_tokens, self.max_tokens) {
+        match (self.chat.max_completion_tokens, self.chat.max_tokens) {
             (Some(a), Some(b)) if a != b => Err(ApiError::invalid(
                 Some("max_tokens"),
                 format!("max_tokens is {b} and max_completion_tokens is {a}; send one of them"),
@@ -192,51 +127,8 @@ impl ChatRequest {
         }
     }
 
-    fn sampling(&self) -> Result<Sampling, ApiError> {
-        let default = Sampling::default();
-        let range = |field: &'static str, value: Option<f32>, low: f32, high: f32, default: f32| {
-            match value {
-                None => Ok(default),
-                Some(value) if (low..=high).contains(&value) => Ok(value),
-                Some(value) => Err(ApiError::invalid(
-                    Some(field),
-                    format!("{field} is {value}; expected {low} to {high}"),
-                )),
-            }
-        };
-        let mut logit_bias = Vec::new();
-        for (token, bias) in self.logit_bias.iter().flatten() {
-            let id = token.parse().map_err(|_| {
-                ApiError::invalid(
-                    Some("logit_bias"),
-                    format!("logit_bias has the key {token:?}; expected token ids"),
-                )
-            })?;
-            logit_bias.push((id, range("logit_bias", Some(*bias), -100.0, 100.0, 0.0)?));
-        }
-        Ok(Sampling {
-            temperature: range("temperature", self.temperature, 0.0, 2.0, default.temperature)?,
-            top_p: range("top_p", self.top_p, 0.0, 1.0, default.top_p)?,
-            top_k: self.top_k.unwrap_or(default.top_k),
-            min_p: range("min_p", self.min_p, 0.0, 1.0, default.min_p)?,
-            repeat_penalty: range(
-                "repeat_penalty",
-                self.repeat_penalty,
-                0.01,
-                10.0,
-                default.repeat_penalty,
-            )?,
-            presence_penalty: range("presence_penalty", self.presence_penalty, -2.0, 2.0, 0.0)?,
-            frequency_penalty: range("frequency_penalty", self.frequency_penalty, -2.0, 2.0, 0.0)?,
-            logit_bias,
-            // The bits count, not the sign: every seed gives its own text.
-            seed: self.seed.map(i64::cast_unsigned),
-            ..default
-        })
-    }
-
     fn logprobs_wanted(&self) -> Result<Option<u8>, ApiError> {
-        match (self.logprobs, self.top_logprobs) {
+        match (self.chat.logprobs, self.chat.top_logprobs) {
             (Some(true), top) => Ok(Some(top.unwrap_or(0))),
             (_, None) => Ok(None),
             (_, Some(_)) => Err(ApiError::invalid(
@@ -246,26 +138,8 @@ impl ChatRequest {
         }
     }
 
-    fn constraint(&self) -> Result<Option<Constraint>, ApiError> {
-        let format = match &self.response_format {
-            None | Some(ResponseFormat::Text) => None,
-            Some(ResponseFormat::JsonObject) => Some(Constraint::Json),
-            Some(ResponseFormat::JsonSchema { json_schema }) => {
-                Some(Constraint::JsonSchema(json_schema.schema.clone()))
-            }
-        };
-        match (format, &self.grammar) {
-            (Some(_), Some(_)) => Err(ApiError::invalid(
-                Some("grammar"),
-                "grammar and response_format are both set; send one of them",
-            )),
-            (None, Some(grammar)) => Ok(Some(Constraint::Gbnf(grammar.clone()))),
-            (format, None) => Ok(format),
-        }
-    }
-
     fn tools(&self) -> Result<Option<Value>, ApiError> {
-        let choice = self.tool_choice.as_ref();
+        let choice = self.chat.tool_choice.as_ref();
         match choice.map(|choice| choice.as_str().ok_or(choice)) {
             Some(Ok("none")) => return Ok(None),
             None | Some(Ok("auto")) => {}
@@ -282,12 +156,14 @@ impl ChatRequest {
                 ));
             }
         }
-        Ok(self.tools.clone().filter(|tools| !tools.is_empty()).map(Value::Array))
+        Ok(self.chat.tools.clone().filter(|tools| !tools.is_empty()).map(Value::Array))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use fulmar_inference::engine::Constraint;
+
     use super::*;
 
     fn parse(extra: &str) -> Result<Request, ApiError> {

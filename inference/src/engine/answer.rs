@@ -240,5 +240,6 @@ fn logprobs(report: &Report, chosen: u32, tokenizer: &Tokenizer) -> Logprobs {
         logprob,
         bytes: tokenizer.token_bytes(id).to_vec(),
     });
-    Logprobs { chosen: report.of(chosen), top: top.collect() }
+    let bytes = tokenizer.token_bytes(chosen).to_vec();
+    Logprobs { chosen: report.of(chosen), bytes, top: top.collect() }
 }

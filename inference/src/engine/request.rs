@@ -184,6 +184,8 @@ pub enum Event {
 pub struct Logprobs {
     /// Of the chosen token.
     pub chosen: f32,
+    /// The chosen token's bytes, which need not be whole characters.
+    pub bytes: Vec<u8>,
     /// The most likely tokens, best first.
     pub top: Vec<TopToken>,
 }

@@ -1,0 +1,75 @@
+//! What answers of all routes have in common.
+
+use std::convert::Infallible;
+
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use fulmar_inference::engine::{FinishReason, TopToken, Usage};
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+
+/// An answer that was begun and failed.
+pub(crate) fn failed(message: String) -> ApiError {
+    ApiError::internal("generate the answer", &std::io::Error::other(message))
+}
+
+/// Chunks as server-sent events, and OpenAI's own end mark after them.
+pub(crate) fn events(receiver: tokio::sync::mpsc::Receiver<Value>) -> Response {
+    let events = futures_util::stream::unfold(Some(receiver), |receiver| async move {
+        let mut receiver = receiver?;
+        let (data, receiver) = match receiver.recv().await {
+            Some(chunk) => (chunk.to_string(), Some(receiver)),
+            None => ("[DONE]".to_owned(), None),
+        };
+        Some((Ok::<_, Infallible>(sse::Event::default().data(data)), receiver))
+    });
+    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// OpenAI's word for an answer's end.
+pub(crate) fn finish_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        // OpenAI knows no other word for an answer that was cut off.
+        FinishReason::Length | FinishReason::Deadline | FinishReason::Cancelled => "length",
+    }
+}
+
+/// Tokens, in OpenAI's words.
+pub(crate) fn usage_object(usage: &Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
+    })
+}
+
+/// How long it took, as llama.cpp's server says it.
+pub(crate) fn timings(usage: &Usage) -> Value {
+    json!({
+        "queue_ms": usage.queue_ms,
+        "prompt_ms": usage.prompt_ms,
+        "decode_ms": usage.decode_ms,
+        "decode_tokens_per_s": tokens_per_s(usage),
+    })
+}
+
+/// Tokens per second after the first; 0 when there were none.
+pub(crate) fn tokens_per_s(usage: &Usage) -> f64 {
+    if usage.decode_ms == 0 || usage.completion_tokens < 2 {
+        return 0.0;
+    }
+    f64::from(usage.completion_tokens - 1) * 1000.0 / usage.decode_ms as f64
+}
+
+/// A token's text; what is no whole character shows as a replacement mark.
+pub(crate) fn token_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// One of the most likely tokens, as chat completions write it.
+pub(crate) fn top_token(token: &TopToken) -> Value {
+    json!({ "token": token_text(&token.bytes), "logprob": token.logprob, "bytes": token.bytes })
+}
