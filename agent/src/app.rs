@@ -6,12 +6,15 @@ use fulmar_inference::engine::Engine;
 use fulmar_policy::Policy;
 use fulmar_policy::budget::Meter;
 use fulmar_policy::token::Verifier;
+use fulmar_registry::Standing;
+use fulmar_registry::trust::TrustError;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::http::Metrics;
 use crate::link::Link;
 use crate::models::{LoadedModel, ModelError, Models};
+use crate::standing::Current;
 use crate::state::State;
 
 /// One running agent.
@@ -20,7 +23,7 @@ pub(crate) struct App {
     config: Config,
     state: Arc<State>,
     verifier: Verifier,
-    policy: Policy,
+    standing: Current,
     models: Models,
     meter: Arc<Meter>,
     metrics: Metrics,
@@ -29,20 +32,28 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(config: Config, state: Arc<State>, engine: Engine, models: Models) -> Self {
+    /// # Errors
+    /// When the state of trust does not verify.
+    pub(crate) fn new(
+        config: Config,
+        state: Arc<State>,
+        engine: Engine,
+        models: Models,
+    ) -> Result<Self, TrustError> {
+        let standing = Current::open(state.store().clone())?;
         let verifier = Verifier::new([state.token_key().public()], &state.device());
         let metrics = Metrics::new(engine);
-        Self {
+        Ok(Self {
             config,
             state,
             verifier,
-            policy: Policy::builtin(),
+            standing,
             models,
             meter: Arc::default(),
             metrics,
             answers: TaskTracker::new(),
             link: Link::default(),
-        }
+        })
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -58,8 +69,23 @@ impl App {
     }
 
     /// The policy in force.
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(self.standing().policy())
+    }
+
+    /// How the device stands with its owner.
+    pub(crate) fn standing(&self) -> Arc<Standing> {
+        self.standing.get()
+    }
+
+    /// Takes up what another process, or the link, has changed.
+    pub(crate) async fn refresh_standing(&self) {
+        self.standing.refresh().await;
+    }
+
+    /// Reads the standing anew, whether it changed or not.
+    pub(crate) async fn reread_standing(&self) {
+        self.standing.reread().await;
     }
 
     pub(crate) fn models(&self) -> &Models {
@@ -72,7 +98,7 @@ impl App {
     /// # Errors
     /// [`ModelError`].
     pub(crate) async fn loaded(&self, name: &str) -> Result<Arc<LoadedModel>, ModelError> {
-        let loaded = self.models.loaded(name).await;
+        let loaded = self.models.loaded(name, &self.standing(), self.state.clock().now_s()).await;
         if let Err(ModelError::Verify { .. }) = &loaded {
             self.link.repair();
         }

@@ -104,7 +104,7 @@ pub(crate) async fn ask(
     question: Question,
 ) -> Result<Answer, AskError> {
     let in_flight = app.meter().begin(permit, app.state().monotonic_ms())?;
-    let model = app.loaded(permit.resource()).await?;
+    let model = loaded(app, permit).await?;
     let mut record = Record::open(app, permit, question.endpoint, &question.prompt, &model).await?;
     let mut request = question.request;
     let limits = permit.limits();
@@ -130,6 +130,36 @@ pub(crate) async fn ask(
     Ok(Answer { entry, model, events })
 }
 
+/// The permitted model in the engine. That the owner's policy keeps it from running is recorded;
+/// other failures are no decisions.
+async fn loaded(app: &App, permit: &Permit) -> Result<Arc<LoadedModel>, AskError> {
+    let error = match app.loaded(permit.resource()).await {
+        Ok(model) => return Ok(model),
+        Err(error) => error,
+    };
+    if let ModelError::Barred { barred, .. } = &error {
+        let (actor, resource) = (permit.principal().audit_name(), permit.resource().to_owned());
+        let detail = json!({
+            "reason": barred.to_string(), "policy_version": permit.policy_version(),
+        });
+        let at_s = app.state().clock().now_s();
+        let record = move |tx: &rusqlite::Transaction<'_>| {
+            let event = audit::Event {
+                at_s,
+                actor: &actor,
+                action: fulmar_policy::Action::ModelRun.as_str(),
+                resource: &resource,
+                outcome: Outcome::Denied,
+                opened: None,
+                detail,
+            };
+            state::record(tx, &event).map(|_| ())
+        };
+        app.state().store().write::<_, AuditError, _>(record).await?;
+    }
+    Err(error.into())
+}
+
 /// Gives the request to the engine; loads the model again, once, if it went away meanwhile.
 async fn generate(
     app: &App,
@@ -153,7 +183,7 @@ async fn generate(
 /// active between the entry and now: the entry names this one, so this one answers or nobody does.
 async fn loaded_again(app: &App, resource: &str, model: &LoadedModel) -> bool {
     app.models().forget(model);
-    let again = app.models().loaded(resource).await;
+    let again = app.loaded(resource).await;
     again.is_ok_and(|again| again.engine_name == model.engine_name)
 }
 

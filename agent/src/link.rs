@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::models::{LoadedModel, ModelError};
+use crate::standing;
 
 /// Tokens of a golden prompt's answer at most.
 const GOLDEN_TOKENS_MAX: u32 = 256;
@@ -120,6 +121,9 @@ fn hooks(app: &Arc<App>) -> Hooks {
 /// Serves what is active now, drops what is not.
 async fn serve_active(app: Weak<App>) {
     let Some(app) = app.upgrade() else { return };
+    // First what the policy ends, in the policy's way.
+    app.refresh_standing().await;
+    standing::enforce(&app).await;
     if let Err(error) = app.models().unload_inactive().await {
         tracing::warn!(error = %error, "models that are no longer active stay loaded");
     }

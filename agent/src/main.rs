@@ -17,6 +17,7 @@ mod models;
 #[cfg(all(feature = "control-plane", feature = "demo-model"))]
 mod quickstart;
 mod serve;
+mod standing;
 mod state;
 mod systemd;
 

@@ -4,13 +4,16 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use fulmar_inference::engine::{Engine, LoadRefused};
 use fulmar_inference::gguf::{Gguf, GgufError, TensorInfo};
+use fulmar_policy::RunningAnswers;
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
 use fulmar_registry::import::ModelFacts;
 use fulmar_registry::{
-    Authority, Digest, LoadError, ModelRef, ReferenceError, Registry, VerifiedModel,
+    Authority, Barred, Digest, LoadError, ModelRef, ReferenceError, Registry, Standing,
+    VerifiedModel,
 };
 use fulmar_store::Store;
 use serde::Serialize;
@@ -34,6 +37,14 @@ pub(crate) enum ModelError {
         name: String,
         /// What there is, for people.
         active: String,
+    },
+    /// The owner's policy does not let it run.
+    #[error("run model {name}: {barred}")]
+    Barred {
+        /// The model.
+        name: String,
+        /// Why not.
+        barred: Barred,
     },
     /// Its bytes are not what was signed.
     #[error("verify model {name}")]
@@ -63,6 +74,9 @@ pub(crate) enum ModelError {
     #[error(transparent)]
     Store(CatalogError),
 }
+
+/// How often a retired model is looked at, until its last answer has ended.
+const RETIRED_LOOK: Duration = Duration::from_millis(200);
 
 /// An installed model, as people and programs see it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -139,6 +153,8 @@ pub(crate) struct LoadedModel {
     pub(crate) digest: Digest,
     /// The weights' digest.
     pub(crate) weights_digest: Digest,
+    /// The manifest's digest and those of all its files: what a revocation may name.
+    pub(crate) digests: Vec<Digest>,
     /// Who says that it may run here.
     pub(crate) authority: Authority,
 }
@@ -234,9 +250,18 @@ impl Models {
 
     /// The model in the engine, loaded now if it was not. `name` is a resolved one.
     ///
-    /// Its bytes are verified in this process before the engine sees any of them.
-    pub(crate) async fn loaded(&self, name: &str) -> Result<Arc<LoadedModel>, ModelError> {
+    /// Its bytes are verified in this process before the engine sees any of them, and the owner's
+    /// policy is asked each time, whether it is loaded already or not.
+    pub(crate) async fn loaded(
+        &self,
+        name: &str,
+        standing: &Standing,
+        now_s: i64,
+    ) -> Result<Arc<LoadedModel>, ModelError> {
         let entry = self.entry(name).await?;
+        standing
+            .check(&entry.digest, &entry.manifest, now_s)
+            .map_err(|barred| ModelError::Barred { name: entry.name().to_string(), barred })?;
         let reference = ModelRef { name: entry.name().clone(), digest: Some(entry.digest) };
         if let Some(model) = self.map().get(&reference.to_string()) {
             return Ok(Arc::clone(model));
@@ -247,9 +272,9 @@ impl Models {
         let verified = tokio::task::spawn_blocking(move || registry.verified_model(&wanted)).await;
         let full_name = reference.name.to_string();
         let verified = match verified {
-            Ok(verified) => verified.map_err(|source| ModelError::Verify {
-                name: full_name,
-                source: Box::new(source),
+            Ok(verified) => verified.map_err(|source| match source {
+                LoadError::Barred { barred, .. } => ModelError::Barred { name: full_name, barred },
+                source => ModelError::Verify { name: full_name, source: Box::new(source) },
             })?,
             Err(_) => {
                 let reason = "the verification was cut off".into();
@@ -281,8 +306,10 @@ impl Models {
             }
             Err(error) => return Err(refused(format!("{:#}", anyhow::Error::new(error)))),
         }
+        let files = verified.manifest.files.iter().map(|file| file.digest);
         let model = Arc::new(LoadedModel {
             name,
+            digests: std::iter::once(verified.digest).chain(files).collect(),
             engine_name: engine_name.clone(),
             digest: verified.digest,
             weights_digest: verified.weights.digest,
@@ -302,6 +329,28 @@ impl Models {
         self.forget(model);
         // Not loaded any more is what is wanted.
         let _ = self.engine.unload(&model.engine_name).await;
+    }
+
+    /// Takes a model out of the engine that may not run any more. No new answer of it begins; those
+    /// under way end at once, or by themselves.
+    pub(crate) async fn retire(&self, model: &Arc<LoadedModel>, answers: RunningAnswers) {
+        if answers == RunningAnswers::Stop {
+            return self.unload(model).await;
+        }
+        self.forget(model);
+        let (engine, model) = (self.engine.clone(), Arc::clone(model));
+        tokio::spawn(async move {
+            // Each answer under way holds its model; here and the caller's are the others.
+            while Arc::strong_count(&model) > 1 {
+                tokio::time::sleep(RETIRED_LOOK).await;
+            }
+            let _ = engine.unload(&model.engine_name).await;
+        });
+    }
+
+    /// Models that the engine may hold.
+    pub(crate) fn in_engine(&self) -> Vec<Arc<LoadedModel>> {
+        self.map().values().cloned().collect()
     }
 
     /// Releases that the engine may hold.

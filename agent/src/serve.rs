@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::http::{self, Listeners};
 use crate::models::Models;
 use crate::state::{self, State};
-use crate::{import, systemd};
+use crate::{import, standing, systemd};
 
 /// How often the audit log is signed while it grows.
 const SIGN_INTERVAL: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ pub(crate) fn open(config: Config, dir: &Path) -> anyhow::Result<Arc<App>> {
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
     let engine = Engine::start(config.engine.options())?;
     let models = Models::new(state.store().clone(), registry, engine.clone());
-    Ok(Arc::new(App::new(config, state, engine, models)))
+    Ok(Arc::new(App::new(config, state, engine, models)?))
 }
 
 /// Serves until told to stop, then drains.
@@ -77,6 +77,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         async move { http::serve(listeners, router, &app.config().http.clone(), stop).await }
     });
     let background = tokio::spawn(keep_signed(Arc::clone(&app), stop.clone()));
+    let standing = tokio::spawn(standing::keep(Arc::clone(&app), stop.clone()));
     let watchdog = tokio::spawn(systemd::watchdog(stop.clone()));
     warm(&app).await;
     for address in &addresses {
@@ -96,6 +97,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     app.answers().wait().await;
     link.await.context("stop the link")?;
     background.await.context("stop signing")?;
+    standing.await.context("stop watching the policy")?;
     watchdog.await.context("stop the watchdog")?;
     end(&app).await?;
     Ok(())

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use fulmar_policy::Policy;
 use fulmar_policy::audit::{self, AuditError, AuditKey, Event};
 use fulmar_policy::token::TokenKey;
 use fulmar_store::Store;
@@ -88,6 +89,15 @@ impl State {
     /// Milliseconds since the process started, never going back: for rates and waits.
     pub(crate) fn monotonic_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The policy in force: the owner's, or the built-in one.
+    ///
+    /// # Errors
+    /// When the stored policy is not the one that was signed.
+    pub(crate) fn policy(&self) -> anyhow::Result<Policy> {
+        let held = self.store.read_blocking(fulmar_registry::trust::held_policy)?;
+        Ok(held.map_or_else(Policy::builtin, |held| held.policy))
     }
 
     /// Who this device is to its fleet, once enrolled.

@@ -13,11 +13,16 @@
 //! Deliberately absent: a policy language. Roles, actions and scopes are enough, and can be read.
 
 pub mod audit;
+mod bounds;
 pub mod budget;
 mod jwt;
 mod principal;
+mod revoked;
 mod rules;
 pub mod token;
 
 pub use principal::{Action, Principal, Role, UnknownRole, Via};
-pub use rules::{Denied, Limits, LogContent, Permit, Policy, PolicyError, RoleRules};
+pub use revoked::{Revoked, RevokedError};
+pub use rules::{
+    Denied, Limits, LogContent, Permit, Policy, PolicyError, RoleRules, RunningAnswers, VERSION_MAX,
+};

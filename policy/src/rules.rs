@@ -1,13 +1,20 @@
 //! The policy: which role may do what, to which models, within which limits.
 //!
 //! The built-in policy holds until a signed one arrives. A signed policy is a target of the
-//! registry repository, `policy.json`; it is read here as bytes and evaluated offline.
+//! registry repository, `policy/fleet.json`; it is read here as bytes and evaluated offline. What
+//! it cannot change stands in [`crate::bounds`].
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::{ADMIN_FLOOR, may_be_given};
+use crate::revoked::{Revoked, RevokedError};
 use crate::{Action, Principal, Role};
+
+/// Highest version of a policy: readers of JSON and SQLite end there.
+pub const VERSION_MAX: u64 = i64::MAX as u64;
+const YEAR_S: u64 = 365 * 86_400;
 
 /// What a permitted request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +82,18 @@ fn all_models() -> Vec<String> {
     vec!["*".into()]
 }
 
+/// What becomes of answers under way when their model may not run any more: it was revoked, the
+/// device was, or it has been offline for too long. No new ones begin in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunningAnswers {
+    /// They end at once.
+    #[default]
+    Stop,
+    /// They may end by themselves.
+    Finish,
+}
+
 /// Which roles may do what. Made by [`Policy::builtin`] or read by [`Policy::parse`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,19 +101,32 @@ pub struct Policy {
     schema: u32,
     /// Rises with every change; stands in every permit.
     version: u64,
-    roles: BTreeMap<Role, RoleRules>,
-    /// Unix user ids and the role they have on the local socket.
+    /// As written; a role that is not named keeps its built-in row.
     #[serde(default)]
+    roles: BTreeMap<Role, RoleRules>,
+    /// What holds: with the built-in rows of roles that are not named, and the floor.
+    #[serde(skip)]
+    in_force: BTreeMap<Role, RoleRules>,
+    /// Unix user ids and the role they have on the local socket.
+    #[serde(default = "default_unix_users")]
     unix_users: BTreeMap<u32, Role>,
     #[serde(default)]
     log_content: LogContent,
     /// Longest life of an app token, in seconds.
     #[serde(default = "default_token_life")]
     token_life_s_max: u64,
-    /// How long a device may go on running its models after the last signed word from its owner,
+    /// How long a device may go on running its models after the last signed word from its fleet,
     /// in seconds; absent: for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_offline_s: Option<u64>,
+    #[serde(default)]
+    running_answers: RunningAnswers,
+    #[serde(default)]
+    revoked: Revoked,
+}
+
+fn default_unix_users() -> BTreeMap<u32, Role> {
+    BTreeMap::from([(0, Role::Admin)])
 }
 
 fn default_token_life() -> u64 {
@@ -113,6 +145,20 @@ pub enum PolicyError {
         /// The schema found.
         found: u32,
     },
+    /// More than any policy may give.
+    #[error(
+        "read the policy: roles.{role} names {action}, which no policy may give to that role; take \
+         it out, or give it to another role"
+    )]
+    Never {
+        /// The role.
+        role: Role,
+        /// The action.
+        action: Action,
+    },
+    /// A revocation that is none.
+    #[error("read the policy: {0}")]
+    Revoked(#[from] RevokedError),
     /// A limit out of range.
     #[error("read the policy: {field} is {found}, expected {expected}")]
     Range {
@@ -235,19 +281,23 @@ impl Policy {
             FleetRead,
             ReportRead,
         ];
+        let roles = BTreeMap::from([
+            (Role::App, rules(&app)),
+            (Role::Operator, rules(&operator)),
+            (Role::Auditor, rules(&auditor)),
+            (Role::Admin, rules(Action::ALL)),
+        ]);
         Self {
             schema: 1,
             version: 0,
-            roles: BTreeMap::from([
-                (Role::App, rules(&app)),
-                (Role::Operator, rules(&operator)),
-                (Role::Auditor, rules(&auditor)),
-                (Role::Admin, rules(Action::ALL)),
-            ]),
-            unix_users: BTreeMap::from([(0, Role::Admin)]),
+            in_force: roles.clone(),
+            roles,
+            unix_users: default_unix_users(),
             log_content: LogContent::Never,
             token_life_s_max: default_token_life(),
             max_offline_s: None,
+            running_answers: RunningAnswers::Stop,
+            revoked: Revoked::default(),
         }
     }
 
@@ -256,20 +306,40 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`] names the field.
     pub fn parse(bytes: &[u8]) -> Result<Self, PolicyError> {
-        let policy: Self = serde_json::from_slice(bytes)?;
+        let mut policy: Self = serde_json::from_slice(bytes)?;
         if policy.schema != 1 {
             return Err(PolicyError::Schema { found: policy.schema });
         }
-        for rules in policy.roles.values() {
-            if rules.limits.priority > 9 {
-                return Err(PolicyError::Range {
-                    field: "limits.priority",
-                    found: rules.limits.priority.into(),
-                    expected: "0 to 9",
-                });
+        policy.check_ranges()?;
+        policy.revoked.check()?;
+        for (role, rules) in &policy.roles {
+            if let Some(action) = rules.actions.iter().find(|a| !may_be_given(*role, **a)) {
+                return Err(PolicyError::Never { role: *role, action: *action });
             }
         }
+        policy.in_force = Self::builtin().roles;
+        policy.in_force.extend(policy.roles.clone());
+        if let Some(admin) = policy.in_force.get_mut(&Role::Admin) {
+            let missing = ADMIN_FLOOR.into_iter().filter(|a| !admin.actions.contains(a));
+            admin.actions.extend(missing.collect::<Vec<_>>());
+        }
         Ok(policy)
+    }
+
+    fn check_ranges(&self) -> Result<(), PolicyError> {
+        let range = |field, found, min, max, expected| match (min..=max).contains(&found) {
+            true => Ok(()),
+            false => Err(PolicyError::Range { field, found, expected }),
+        };
+        range("version", self.version, 1, VERSION_MAX, "1 to 2^63 - 1")?;
+        let ten_years = "60 (a minute) to 315360000 (ten years)";
+        range("token_life_s_max", self.token_life_s_max, 60, 10 * YEAR_S, ten_years)?;
+        if let Some(found) = self.max_offline_s {
+            range("max_offline_s", found, 60, 10 * YEAR_S, ten_years)?;
+        }
+        self.roles.values().try_for_each(|rules| {
+            range("limits.priority", rules.limits.priority.into(), 0, 9, "0 to 9")
+        })
     }
 
     /// The policy's version; 0 is the built-in one.
@@ -288,6 +358,23 @@ impl Policy {
     #[must_use]
     pub fn max_offline_s(&self) -> Option<u64> {
         self.max_offline_s
+    }
+
+    /// What becomes of answers under way when their model may not run any more.
+    #[must_use]
+    pub fn running_answers(&self) -> RunningAnswers {
+        self.running_answers
+    }
+
+    /// What the owner took back.
+    #[must_use]
+    pub fn revoked(&self) -> &Revoked {
+        &self.revoked
+    }
+
+    /// The rows in force, for people: role, actions, models, limits.
+    pub fn rows(&self) -> impl Iterator<Item = (Role, &RoleRules)> {
+        self.in_force.iter().map(|(role, rules)| (*role, rules))
     }
 
     /// The role that a Unix user has on the local socket, if any.
@@ -316,7 +403,7 @@ impl Policy {
         let allowing: Vec<&RoleRules> = principal
             .roles
             .iter()
-            .filter_map(|role| self.roles.get(role))
+            .filter_map(|role| self.in_force.get(role))
             .filter(|rules| rules.actions.contains(&action))
             .collect();
         if allowing.is_empty() {
@@ -367,104 +454,4 @@ fn covers(patterns: &[String], model: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Via;
-
-    fn principal(roles: &[Role]) -> Principal {
-        Principal {
-            subject: "pump-app".into(),
-            roles: roles.to_vec(),
-            via: Via::Token { id: "t1".into() },
-        }
-    }
-
-    /// The whole table of who may do what, as one file that a change must change too.
-    #[test]
-    fn the_roles_table_is_the_golden_one() {
-        let policy = Policy::builtin();
-        let mut table = format!("{:<20}", "action");
-        for role in Role::ALL {
-            table += &format!("{:<10}", role.as_str());
-        }
-        table = table.trim_end().to_owned() + "\n";
-        for action in Action::ALL {
-            let mut line = format!("{:<20}", action.as_str());
-            for role in Role::ALL {
-                let allowed = policy.decide(&principal(&[role]), *action, "a/b:1").is_ok();
-                line += &format!("{:<10}", if allowed { "yes" } else { "-" });
-            }
-            table += line.trim_end();
-            table += "\n";
-        }
-        assert_eq!(table, include_str!("../tests/roles.txt"), "\n{table}");
-    }
-
-    #[test]
-    fn nobody_without_a_role_may_do_anything() {
-        for action in Action::ALL {
-            assert!(Policy::builtin().decide(&principal(&[]), *action, "-").is_err());
-        }
-    }
-
-    fn scoped(models: &str) -> Policy {
-        let text = format!(
-            r#"{{"schema":1,"version":7,"roles":{{"app":{{"actions":["model.run"],
-                "models":{models},"limits":{{"max_tokens":100,"requests_in_flight_max":1,
-                "tokens_per_minute_max":1000,"priority":2}}}}}}}}"#
-        );
-        Policy::parse(text.as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn a_scope_lets_through_its_models_and_no_other() {
-        let policy = scoped(r#"["plant/*","office/chat:1"]"#);
-        let app = principal(&[Role::App]);
-        let may = |model| policy.decide(&app, Action::ModelRun, model).is_ok();
-        assert!(may("plant/pumps:3"));
-        assert!(may("office/chat:1"));
-        assert!(!may("office/chat:10"));
-        assert!(!may("plants/pumps:3"));
-        let permit = policy.decide(&app, Action::ModelRun, "plant/pumps:3").unwrap();
-        assert_eq!((permit.limits().max_tokens, permit.policy_version()), (100, 7));
-    }
-
-    #[test]
-    fn two_roles_give_the_wider_limit_of_those_that_allow() {
-        let text = r#"{"schema":1,"version":1,"roles":{
-            "app":{"actions":["model.run"],"limits":{"max_tokens":10,"requests_in_flight_max":9,
-                "tokens_per_minute_max":5,"priority":1}},
-            "operator":{"actions":["model.run"],"models":["x/*"],"limits":{"max_tokens":99,
-                "requests_in_flight_max":1,"tokens_per_minute_max":50,"priority":0}}}}"#;
-        let policy = Policy::parse(text.as_bytes()).unwrap();
-        let both = principal(&[Role::App, Role::Operator]);
-        let inside = policy.decide(&both, Action::ModelRun, "x/y:1").unwrap().limits();
-        assert_eq!((inside.max_tokens, inside.requests_in_flight_max), (99, 9));
-        let outside = policy.decide(&both, Action::ModelRun, "z/y:1").unwrap().limits();
-        assert_eq!(outside.max_tokens, 10);
-    }
-
-    #[test]
-    fn an_unknown_field_role_or_action_in_a_policy_is_refused() {
-        for text in [
-            r#"{"schema":1,"version":1,"roles":{},"surprise":1}"#,
-            r#"{"schema":1,"version":1,"roles":{"root":{"actions":[]}}}"#,
-            r#"{"schema":1,"version":1,"roles":{"app":{"actions":["model.fly"]}}}"#,
-            r#"{"schema":2,"version":1,"roles":{}}"#,
-            r#"{"schema":1,"version":1,"roles":{"app":{"actions":[],"limits":{"max_tokens":1,
-                "requests_in_flight_max":1,"tokens_per_minute_max":1,"priority":10}}}}"#,
-        ] {
-            assert!(Policy::parse(text.as_bytes()).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_refusal_says_who_what_and_why() {
-        let denied = Policy::builtin()
-            .decide(&principal(&[Role::App]), Action::TokenMint, "-")
-            .unwrap_err()
-            .to_string();
-        assert!(denied.contains("pump-app may not do token.mint"), "{denied}");
-        assert!(denied.contains("(app)"), "{denied}");
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use fulmar_store::Schema;
 
-use crate::{Principal, Role, Via, jwt};
+use crate::{Policy, Principal, Role, Via, jwt};
 
 /// Longest token that is looked at, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 4096;
@@ -100,6 +100,32 @@ pub enum TokenError {
     Revoked {
         /// The token's id.
         id: String,
+    },
+    /// Ended by the owner's signed policy.
+    #[error(
+        "check the token: {id} was revoked by the owner's policy version {policy_version}: {reason}"
+    )]
+    RevokedByOwner {
+        /// The token's id.
+        id: String,
+        /// The owner's words.
+        reason: String,
+        /// The policy that says so.
+        policy_version: u64,
+    },
+    /// Signed with a key that the owner's signed policy ended.
+    #[error(
+        "check the token: the key {id} that signed it was revoked by the owner's policy version \
+         {policy_version}: {reason}; remove token.key in the state directory, start the agent again \
+         and mint new tokens"
+    )]
+    KeyRevoked {
+        /// The key's id.
+        id: String,
+        /// The owner's words.
+        reason: String,
+        /// The policy that says so.
+        policy_version: u64,
     },
     /// The database refused.
     #[error("look the token up")]
@@ -393,6 +419,31 @@ pub fn check_not_revoked(connection: &Connection, id: &str) -> Result<(), TokenE
     match revoked {
         Some(None) => Ok(()),
         Some(Some(_)) | None => Err(TokenError::Revoked { id: id.to_owned() }),
+    }
+}
+
+/// Refuses a token that the owner's policy took back, by itself or with `key_id`, the key that
+/// signs this device's tokens. Other ways to prove who one is have no token to take back.
+///
+/// # Errors
+/// [`TokenError::RevokedByOwner`], [`TokenError::KeyRevoked`].
+pub fn check_owners_word(
+    policy: &Policy,
+    principal: &Principal,
+    key_id: &str,
+) -> Result<(), TokenError> {
+    let Via::Token { id } = &principal.via else { return Ok(()) };
+    let (revoked, policy_version) = (policy.revoked(), policy.version());
+    if let Some(reason) = revoked.tokens.get(id) {
+        let (id, reason) = (id.clone(), reason.clone());
+        return Err(TokenError::RevokedByOwner { id, reason, policy_version });
+    }
+    match revoked.keys.get(key_id) {
+        Some(reason) => {
+            let (id, reason) = (key_id.to_owned(), reason.clone());
+            Err(TokenError::KeyRevoked { id, reason, policy_version })
+        }
+        None => Ok(()),
     }
 }
 

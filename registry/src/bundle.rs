@@ -78,6 +78,9 @@ pub struct Header {
     registry: Files,
     /// The director repository's files for each device.
     director: BTreeMap<String, Files>,
+    /// The owner's policy, as base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
     /// Digests and lengths of the blobs, in the file's order.
     blobs: Vec<(Digest, u64)>,
 }
@@ -98,6 +101,17 @@ impl Header {
     pub fn add_director(&mut self, device_id: &str, name: &str, bytes: &[u8]) {
         let files = self.director.entry(device_id.to_owned()).or_default();
         files.insert(name.to_owned(), STANDARD.encode(bytes));
+    }
+
+    /// Sets the owner's policy: the bytes that the registry repository names.
+    pub fn set_policy(&mut self, bytes: &[u8]) {
+        self.policy = Some(STANDARD.encode(bytes));
+    }
+
+    /// The owner's policy, for the trust client to hold against what the registry names.
+    #[must_use]
+    pub fn policy(&self) -> Option<Vec<u8>> {
+        STANDARD.decode(self.policy.as_ref()?).ok()
     }
 
     /// Adds a blob, once.

@@ -3,13 +3,14 @@
 //! - [`trust`]: both TUF repositories and the rule that they must agree.
 //! - [`admission`], [`owner`]: the two ways to a [`Signed`] manifest, and there is no third.
 //! - [`blobs`], [`fetch`], [`import`], [`bundle`]: bytes by digest, and how they come in.
+//! - [`standing`]: the owner's policy, what was taken back, how long the fleet is silent.
 //! - [`catalog`], [`gc`]: what is installed, which release serves, what may go.
 //! - [`Registry`]: all of it, and the one door to the engine, [`Registry::verified_model`].
 //!
 //! Invariants: only signed manifests are installed; only verified bytes are handed out; nothing
 //! partial is visible; release counters and metadata versions never go back.
 //!
-//! Deliberately absent: reading models, running them, and deciding who may.
+//! Deliberately absent: reading models, running them, and deciding who may ask.
 
 pub mod admission;
 pub mod blobs;
@@ -24,6 +25,7 @@ pub mod name;
 pub mod owner;
 pub mod reference;
 mod registry;
+pub mod standing;
 #[cfg(test)]
 mod testing;
 pub mod trust;
@@ -37,3 +39,4 @@ pub use name::{ModelName, NameError};
 pub use owner::{OwnerError, OwnerKey};
 pub use reference::{ModelRef, ReferenceError};
 pub use registry::{LoadError, Options, Registry, RegistryError, SCHEMAS, VerifiedModel};
+pub use standing::{Barred, Standing};

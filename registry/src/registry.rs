@@ -11,7 +11,7 @@ use crate::blobs::{BlobError, Blobs, VerifiedFile};
 use crate::catalog::{self, CatalogError, Installed};
 use crate::manifest::{Manifest, ManifestFile};
 use crate::trust::{self, Repo, TrustError, Trusted};
-use crate::{Digest, ModelRef, OwnerError, OwnerKey};
+use crate::{Barred, Digest, ModelRef, OwnerError, OwnerKey, Standing};
 
 /// The tables that a store must have before [`Registry::open`].
 pub const SCHEMAS: [&Schema; 2] = [&trust::SCHEMA, &catalog::SCHEMA];
@@ -99,6 +99,14 @@ pub enum LoadError {
         reference: ModelRef,
         /// What is wrong.
         source: Box<TrustError>,
+    },
+    /// The owner's policy does not let it run.
+    #[error("load model {reference}: {barred}")]
+    Barred {
+        /// Which model.
+        reference: ModelRef,
+        /// Why not.
+        barred: Barred,
     },
     /// The database.
     #[error("load model: {0}")]
@@ -225,6 +233,7 @@ impl Registry {
                 source: Box::new(source),
             })
         };
+        check_standing(connection, &reference(), installed)?;
         let director = load(Repo::Director)?;
         match &installed.authority {
             Authority::LocalOwner { key_id } => {
@@ -245,6 +254,22 @@ impl Registry {
             }
         }
     }
+}
+
+fn check_standing(
+    connection: &Connection,
+    reference: &ModelRef,
+    installed: &Installed,
+) -> Result<(), LoadError> {
+    let trust =
+        |source| LoadError::Trust { reference: reference.clone(), source: Box::new(source) };
+    let standing = Standing::load(connection).map_err(trust)?;
+    // The clock as it is, for the door must not be opened by whoever hands a time in.
+    let clock_s = jiff::Timestamp::now().as_second();
+    let now_s = clock_s.max(trust::signed_time(connection).map_err(trust)?);
+    standing
+        .check(&installed.digest, &installed.manifest, now_s)
+        .map_err(|barred| LoadError::Barred { reference: reference.clone(), barred })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! - [`Trusted`] is the verified state of one repository, kept in SQLite.
 //! - [`Refresh`] moves it forward: it asks for files by name and verifies what it is fed.
 //! - [`admit`] lets a model in that the owner's registry and the director both name.
+//! - [`NamedPolicy`] is the owner's policy on its way in, [`HeldPolicy`] the one that holds.
 //!
 //! Invariants: nothing unverified is kept; the time never runs backwards below the highest signed
 //! time; bytes are kept exactly as they were verified; no input panics.
@@ -17,10 +18,12 @@ pub mod director;
 mod envelope;
 mod error;
 mod explain;
+mod explain_policy;
 mod key;
 mod keyfile;
 mod metadata;
 mod pattern;
+mod policy;
 mod refresh;
 pub mod repository;
 mod signing;
@@ -37,6 +40,10 @@ pub use keyfile::KeyFile;
 pub use metadata::{
     DelegatedRole, Delegations, FileMeta, Header, RoleKeys, Root, Snapshot, TargetEntry, Targets,
     Timestamp,
+};
+pub use policy::{
+    HeldPolicy, NamedPolicy, POLICY_BYTES_MAX, POLICY_PATH, PolicyRefused, SignedPolicy,
+    held_policy, held_policy_digest,
 };
 pub use refresh::{Fetched, Limits, Refresh, Scope, Want};
 pub use signing::{CommandKey, Ed25519Key, KeyError, SigningKey};

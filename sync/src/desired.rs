@@ -4,7 +4,7 @@
 use fulmar_registry::trust::{
     self, Active, Admission, Admitted, Repo, TargetEntry, TrustError, Trusted,
 };
-use fulmar_registry::{Digest, ModelName};
+use fulmar_registry::{Digest, ModelName, Standing};
 use rusqlite::Connection;
 
 /// One model that the director names.
@@ -19,6 +19,9 @@ pub struct DesiredModel {
     /// Both repositories' word for it, or why there is none. Expired metadata admits nothing new;
     /// what is installed already needs no new word.
     pub admission: Result<Admitted, String>,
+    /// Why the owner's policy does not let it run, where it does not: then it is not installed, and
+    /// does not go on serving.
+    pub revoked: Option<String>,
 }
 
 /// All models that the director names.
@@ -43,6 +46,7 @@ pub fn load(
         (Trusted::load(connection, Repo::Registry)?, Trusted::load(connection, Repo::Director)?);
     let Some(director) = director else { return Ok(None) };
     let Some(generation) = director.targets_version() else { return Ok(None) };
+    let standing = Standing::load(connection)?;
     let mut models = Vec::new();
     for (path, entry) in director.targets() {
         if !is_model(entry) {
@@ -59,7 +63,9 @@ pub fn load(
                 .map_err(|refused| in_words(&refused)),
             None => Err("the fleet has no registry that this device trusts yet".to_owned()),
         };
-        models.push(DesiredModel { name, digest, active: wanted(entry), admission: admitted });
+        let revoked = standing.check_model([&digest]).err().map(|barred| barred.to_string());
+        let (active, admission) = (wanted(entry), admitted);
+        models.push(DesiredModel { name, digest, active, admission, revoked });
     }
     Ok(Some(Desired { generation, models }))
 }

@@ -122,6 +122,13 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
         let complete =
             held.is_some_and(|h| h.files == Files::Complete && h.origin == Origin::Fleet);
         let serving = held.is_some_and(|h| h.slot == Some(Slot::Active));
+        if let Some(reason) = &model.revoked {
+            if serving {
+                plan.steps.push(Step::Deactivate { name: name.clone() });
+            }
+            plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
+            continue;
+        }
         if let (Some((_, _, reason)), false) = (failed, serving) {
             plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
             continue;

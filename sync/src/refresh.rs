@@ -6,7 +6,10 @@ use std::sync::Arc;
 use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_registry::Digest;
 use fulmar_registry::bundle::Header;
-use fulmar_registry::trust::{Fetched, Refresh, Repo, Scope, TrustError, Trusted, Want};
+use fulmar_registry::trust::{
+    self, Fetched, HeldPolicy, NamedPolicy, POLICY_PATH, PolicyRefused, Refresh, Repo, Scope,
+    SignedPolicy, TrustError, Trusted, Want,
+};
 use fulmar_store::{Store, StoreError};
 use serde_json::json;
 
@@ -37,6 +40,15 @@ impl Source<'_> {
             (Self::Bundle { header, device_id }, Repo::Director) => {
                 Ok(header.director_file(device_id, want))
             }
+        }
+    }
+
+    /// The policy's bytes; in a bundle, they are among its header's files.
+    async fn policy(self, named: &NamedPolicy) -> Result<Vec<u8>, TransportError> {
+        match self {
+            Self::Network(transport) => transport.small_blob(&named.digest, named.length).await,
+            // What is not there does not have the named digest either, which says so.
+            Self::Bundle { header, .. } => Ok(header.policy().unwrap_or_default()),
         }
     }
 
@@ -83,12 +95,22 @@ pub enum RefreshError {
         /// The newest seen.
         seen: u64,
     },
+    /// The policy that the registry names was not taken, and nothing else with it: a new state
+    /// without its policy would hide what was revoked.
+    #[error(transparent)]
+    Policy(#[from] Box<PolicyRefused>),
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<PolicyRefused> for RefreshError {
+    fn from(refused: PolicyRefused) -> Self {
+        Self::Policy(Box::new(refused))
+    }
 }
 
 impl From<rusqlite::Error> for RefreshError {
@@ -100,7 +122,7 @@ impl From<rusqlite::Error> for RefreshError {
 impl RefreshError {
     /// Whether something was offered that this device must not accept.
     pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Trust { .. } | Self::OlderGeneration { .. })
+        matches!(self, Self::Trust { .. } | Self::OlderGeneration { .. } | Self::Policy(_))
     }
 
     fn trust(repo: Repo) -> impl Fn(TrustError) -> Self {
@@ -124,7 +146,8 @@ pub(crate) async fn refresh(
 ) -> Result<Refreshed, RefreshError> {
     let director = advance(source, store, clock, Repo::Director, Scope::TopLevel).await?;
     clock.raise(director.time(0));
-    let paths = director.targets().map(|(path, _)| path.to_owned()).collect();
+    let mut paths: Vec<String> = director.targets().map(|(path, _)| path.to_owned()).collect();
+    paths.push(POLICY_PATH.to_owned());
     let registry = advance(source, store, clock, Repo::Registry, Scope::Paths(paths)).await;
     let registry = match registry {
         Ok(registry) => Some(registry),
@@ -133,6 +156,10 @@ pub(crate) async fn refresh(
         Err(error) => return Err(error),
     };
     clock.raise(registry.as_ref().map_or(0, |registry| registry.time(0)));
+    let policy = match &registry {
+        Some(registry) => new_policy(source, store, registry, clock.now_s()).await?,
+        None => None,
+    };
     let generation = director.targets_version().unwrap_or_default();
     let (at_s, actor) = (clock.now_s(), source.actor());
     store
@@ -141,6 +168,9 @@ pub(crate) async fn refresh(
                 registry.store(tx).map_err(RefreshError::trust(Repo::Registry))?;
             }
             director.store(tx).map_err(RefreshError::trust(Repo::Director))?;
+            if let Some(policy) = &policy {
+                take_policy(tx, policy, at_s, actor)?;
+            }
             let before = state::generations(tx)?.seen;
             if let Err(seen) = state::seen(tx, generation)? {
                 return Err(RefreshError::OlderGeneration { found: generation, seen });
@@ -166,6 +196,55 @@ pub(crate) async fn refresh(
         })
         .await?;
     Ok(Refreshed { generation })
+}
+
+/// The policy that the registry names, if it is another than the one held.
+async fn new_policy(
+    source: Source<'_>,
+    store: &Store,
+    registry: &Trusted,
+    now_s: i64,
+) -> Result<Option<SignedPolicy>, RefreshError> {
+    let Some(named) = registry.named_policy(now_s)? else { return Ok(None) };
+    let held: Option<HeldPolicy> =
+        store.read(|c| trust::held_policy(c).map_err(RefreshError::trust(Repo::Registry))).await?;
+    if named.is_held(held.as_ref()) {
+        return Ok(None);
+    }
+    let bytes = source.policy(&named).await?;
+    Ok(Some(named.accept(bytes, held.as_ref())?))
+}
+
+fn take_policy(
+    tx: &rusqlite::Transaction<'_>,
+    policy: &SignedPolicy,
+    at_s: i64,
+    actor: &str,
+) -> Result<(), RefreshError> {
+    policy.store(tx, at_s).map_err(RefreshError::trust(Repo::Registry))??;
+    let revoked = policy.policy().revoked();
+    let counts: serde_json::Map<_, _> = revoked
+        .lists()
+        .into_iter()
+        .map(|(name, list)| (name.to_owned(), list.len().into()))
+        .collect();
+    let version = policy.policy().version();
+    let event = Event {
+        at_s,
+        actor,
+        action: "policy.accept",
+        resource: &format!("policy/{version}"),
+        outcome: Outcome::Completed,
+        opened: None,
+        detail: json!({
+            "version": version,
+            "digest": policy.digest(),
+            "max_offline_s": policy.policy().max_offline_s(),
+            "revoked": counts,
+        }),
+    };
+    outbox::record(tx, &event)?;
+    Ok(())
 }
 
 /// Runs one repository's client workflow. What was verified before a failure is stored all the

@@ -149,6 +149,10 @@ impl ControlPlane {
                 (_, name) => header.add_director(DEVICE_ID, name, bytes),
             }
         }
+        let policy = self.repository.draft_policy().unwrap();
+        if let Some(policy) = &policy {
+            header.set_policy(policy);
+        }
         for bytes in script.blobs.values() {
             header.add_blob(blobs.put(bytes).unwrap(), bytes.len() as u64);
         }
@@ -190,6 +194,17 @@ impl ControlPlane {
             release,
             active: Active::Serve,
         }
+    }
+
+    /// Publishes a policy to the owner's registry; returns its digest.
+    pub(crate) fn policy(&self, policy: serde_json::Value) -> Digest {
+        self.repository.publish_policy(policy, None, now_s()).unwrap();
+        self.repository.sign(&[&self.owner], now_s()).unwrap();
+        let bytes = self.repository.draft_policy().unwrap().unwrap();
+        let digest = Digest::of(&bytes);
+        self.script().blobs.insert(digest.to_string(), bytes);
+        self.mint();
+        digest
     }
 
     /// Assigns models to the device; raises the generation.

@@ -294,6 +294,65 @@ async fn a_flipped_bit_is_repaired_from_the_network() {
     running.end().await;
 }
 
+fn held_policy(device: &Device) -> Option<u64> {
+    let held = device.registry.store().read_blocking(fulmar_registry::trust::held_policy).unwrap();
+    held.map(|held| held.policy.version())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_model_leaves_service_and_does_not_come_back() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    let digest = entry.digest;
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    assert_eq!(held_policy(&device), None);
+    let models = serde_json::json!({ digest.to_string(): "it leaks" });
+    plane.policy(serde_json::json!({ "revoked": { "models": models } }));
+    let status = running.until("the trouble", |s| !s.troubles.is_empty()).await;
+    assert!(status.troubles[0].reason.contains("it leaks"), "{status:?}");
+    assert_eq!((held_policy(&device), active(&device)), (Some(1), None));
+    let reference: ModelRef = format!("{NAME}@{digest}").parse().unwrap();
+    let refused = device.registry.verified_model(&reference).unwrap_err();
+    assert!(matches!(refused, fulmar_registry::LoadError::Barred { .. }), "{refused}");
+    // Its successor is not revoked.
+    let next = plane.publish(NAME, 2, &weights(2_000));
+    plane.assign(vec![next]);
+    running.until("release 2", |s| s.generation_applied == 3).await;
+    assert_eq!(active(&device), Some(2));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_is_withheld_or_changed_stops_the_refresh_and_the_old_one_holds() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    plane.assign(vec![entry]);
+    plane.policy(serde_json::json!({}));
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    assert_eq!(held_policy(&device), Some(1));
+    let digest = plane.policy(serde_json::json!({ "max_offline_s": 600 })).to_string();
+    let policy = plane.script().blobs.remove(&digest).unwrap();
+    let named = |s: &Status| s.error.as_ref().is_some_and(|error| error.contains("blob_unknown"));
+    running.until("the withheld policy", named).await;
+    plane.script().blobs.insert(digest.clone(), b"{}".to_vec());
+    let named = |s: &Status| s.error.as_ref().is_some_and(|e| e.contains("accept the policy"));
+    running.until("the changed policy", named).await;
+    assert_eq!((held_policy(&device), active(&device)), (Some(1), Some(1)));
+    plane.script().blobs.insert(digest, policy);
+    running.until("the right policy", |s| s.error.is_none()).await;
+    assert_eq!(held_policy(&device), Some(2));
+    running.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bundle_brings_what_the_network_would_and_an_older_one_undoes_nothing() {
     let plane = ControlPlane::start().await;
@@ -305,6 +364,7 @@ async fn a_bundle_brings_what_the_network_would_and_an_older_one_undoes_nothing(
     let older = plane.bundle(&dir.path().join("1.bundle"));
     let entry = plane.publish(NAME, 2, &weights(120_000));
     plane.assign(vec![entry]);
+    plane.policy(serde_json::json!({ "max_offline_s": 3_600 }));
     let newer = plane.bundle(&dir.path().join("2.bundle"));
     // From here on there is no link.
     drop(plane);
@@ -312,6 +372,7 @@ async fn a_bundle_brings_what_the_network_would_and_an_older_one_undoes_nothing(
     let taken = crate::import_bundle(&device.registry, &device.clock, id, &newer).await.unwrap();
     assert_eq!((taken.generation, taken.models), (3, vec![NAME.to_owned()]));
     assert!(taken.blob_bytes > 120_000);
+    assert_eq!(held_policy(&device), Some(1), "the policy came in the file");
     let running = Running::start(device.sync(Checked::Healthy));
     running.until("the third generation", |s| s.generation_applied == 3).await;
     assert_eq!(active(&device), Some(2));

@@ -45,7 +45,7 @@ pub(crate) async fn embed(
     question: EmbedQuestion,
 ) -> Result<Embedded, AskError> {
     let in_flight = app.meter().begin(permit, app.state().monotonic_ms())?;
-    let model = app.loaded(permit.resource()).await?;
+    let model = super::loaded(app, permit).await?;
     let mut record = Record::open(app, permit, question.endpoint, &question.prompt, &model).await?;
     let entry = record.entry;
     app.metrics().asked(&model.name);

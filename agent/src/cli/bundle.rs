@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use fulmar_policy::{Action, Policy, Principal};
+use fulmar_policy::{Action, Principal};
 use fulmar_registry::bundle::Bundle;
 use fulmar_registry::{Options, Registry};
 use fulmar_sync::Identity;
@@ -50,7 +50,7 @@ fn import(place: &Place, args: &FileArgs) -> anyhow::Result<ExitCode> {
     let _log = super::quiet_log(&config, &dir)?;
     let state = State::open(&dir)?;
     let file = args.file.display().to_string();
-    Policy::builtin().decide(&Principal::local(), Action::SyncNow, &file)?;
+    state.policy()?.decide(&Principal::local(), Action::SyncNow, &file)?;
     let identity = Identity::load(&state.identity_path())?
         .context("take a bundle: this device belongs to no fleet; enroll it first")?;
     let limits = Options { blob_bytes_max: config.registry.blobs_bytes_max };

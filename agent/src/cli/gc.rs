@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use fulmar_policy::audit::{Event, Outcome};
-use fulmar_policy::{Action, Policy, Principal};
+use fulmar_policy::{Action, Principal};
 use fulmar_registry::gc::{self, Garbage, Keep};
 use fulmar_registry::{Digest, Options, Registry};
 use fulmar_sync::Identity;
@@ -59,7 +59,7 @@ fn keep(state: &Arc<State>, registry: &Registry) -> anyhow::Result<Keep> {
 
 fn collect(state: &Arc<State>, registry: &Registry, keep: Keep) -> anyhow::Result<Garbage> {
     let principal = Principal::local();
-    Policy::builtin().decide(&principal, Action::ModelRemove, "blobs")?;
+    state.policy()?.decide(&principal, Action::ModelRemove, "blobs")?;
     let blobs = registry.blobs().clone();
     let lock = gc::lock(&blobs)?;
     let at_s = state.clock().now_s();

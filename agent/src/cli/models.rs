@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
-use fulmar_policy::{Action, Policy, Principal};
-use fulmar_registry::ModelRef;
+use fulmar_policy::{Action, Principal};
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
+use fulmar_registry::{ModelRef, Standing};
 use serde_json::json;
 
 use super::{Place, output};
@@ -168,7 +169,7 @@ pub(crate) struct RmArgs {
 pub(crate) fn rm(place: &Place, args: &RmArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
     let principal = Principal::local();
-    Policy::builtin().decide(&principal, Action::ModelRemove, &args.name.0.name.to_string())?;
+    state.policy()?.decide(&principal, Action::ModelRemove, &args.name.0.name.to_string())?;
     let (reference, at_s) = (args.name.0.clone(), state.clock().now_s());
     let removed = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
         let found: Result<_, CatalogError> = catalog::find(tx, &reference);
@@ -206,11 +207,18 @@ pub(crate) fn rollback(place: &Place, args: &RollbackArgs) -> anyhow::Result<Exi
     let state = place.open()?;
     let principal = Principal::local();
     let name = args.name.0.name.clone();
-    Policy::builtin().decide(&principal, Action::ModelActivate, &name.to_string())?;
+    state.policy()?.decide(&principal, Action::ModelActivate, &name.to_string())?;
     let (reason, at_s) = (args.reason.clone(), state.clock().now_s());
     let back = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
         let back: Result<_, CatalogError> = catalog::rollback(tx, &name, &reason, at_s);
         let back = back?;
+        let reference = ModelRef { name: name.clone(), digest: Some(back.to) };
+        let to: Result<_, CatalogError> = catalog::find(tx, &reference);
+        let to = to?;
+        let files = to.manifest.files.iter().map(|file| &file.digest);
+        Standing::load(tx)?
+            .check_model(std::iter::once(&to.digest).chain(files))
+            .with_context(|| format!("go back to release {} of {name}", to.manifest.release))?;
         let event = Event {
             at_s,
             actor: &principal.audit_name(),
@@ -244,7 +252,7 @@ pub(crate) fn pin(place: &Place, args: &PinArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
     let principal = Principal::local();
     let reference = args.name.0.clone();
-    Policy::builtin().decide(&principal, Action::ModelRemove, &reference.name.to_string())?;
+    state.policy()?.decide(&principal, Action::ModelRemove, &reference.name.to_string())?;
     let (remove, at_s) = (args.remove, state.clock().now_s());
     let action = if remove { "model.unpin" } else { "model.pin" };
     state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {

@@ -5,6 +5,7 @@
 //! machine if need be. What has its threshold of signatures is published.
 
 mod keys;
+mod policy;
 mod release;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ enum Command {
     Publish(release::PublishArgs),
     /// Take a model out of the registry.
     Withdraw(release::WithdrawArgs),
+    /// The policy that devices follow: roles, revocations, how long they may be offline.
+    Policy(policy::PolicyArgs),
     /// Give roles a new version that expires later.
     Renew(RenewArgs),
     /// Add signatures to what is staged, and publish what has enough of them.
@@ -160,6 +163,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Delegate(args) => delegate(&args)?,
         Command::Publish(args) => release::publish(&args)?,
         Command::Withdraw(args) => release::withdraw(&args)?,
+        Command::Policy(args) => policy::run(&args)?,
         Command::Renew(args) => renew(&args)?,
         Command::Sign(args) => sign(&args)?,
         Command::Status(args) => status(&args.registry)?,

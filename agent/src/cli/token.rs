@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_policy::token::{self, MintRequest, TokenError, TokenKey};
-use fulmar_policy::{Action, Policy, Principal, Role};
+use fulmar_policy::{Action, Principal, Role};
 use rusqlite::Transaction;
 use serde_json::json;
 
@@ -108,7 +108,7 @@ fn record(
 
 /// Mints a token with its audit entry.
 pub(crate) fn mint(state: &State, request: &Mint) -> anyhow::Result<(String, token::Claims)> {
-    let policy = Policy::builtin();
+    let policy = state.policy()?;
     policy.decide(&Principal::local(), Action::TokenMint, &request.subject)?;
     let key = TokenKey::from_pkcs8(state.token_key().to_pkcs8())?;
     let (subject, roles) = (request.subject.clone(), request.roles.clone());
@@ -152,7 +152,7 @@ fn list(state: &State, as_json: bool) -> anyhow::Result<()> {
 }
 
 fn revoke(state: &State, id: &str) -> anyhow::Result<()> {
-    Policy::builtin().decide(&Principal::local(), Action::TokenRevoke, id)?;
+    state.policy()?.decide(&Principal::local(), Action::TokenRevoke, id)?;
     let (wanted, now_s) = (id.to_owned(), state.clock().now_s());
     let ended = state.store().write_blocking::<_, WriteError, _>(move |tx| {
         let ended = token::revoke(tx, &wanted, now_s)?;

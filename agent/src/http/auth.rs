@@ -31,6 +31,7 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        app.refresh_standing().await;
         // A token is more specific than the socket's user, so it goes first where there is one.
         if let Some(value) = parts.headers.get(AUTHORIZATION) {
             let text = value.to_str().ok().and_then(|text| {
@@ -61,6 +62,7 @@ async fn by_token(app: &App, text: &str) -> Result<Principal, ApiError> {
             .read::<_, TokenError, _>(move |c| token::check_not_revoked(c, &id))
             .await?;
     }
+    token::check_owners_word(&app.policy(), &principal, &app.state().token_key().id())?;
     Ok(principal)
 }
 

@@ -7,6 +7,7 @@ use fulmar_inference::engine::Refused;
 use fulmar_policy::Denied;
 use fulmar_policy::budget::Exceeded;
 use fulmar_policy::token::TokenError;
+use fulmar_registry::Barred;
 use serde_json::json;
 
 use crate::ask::AskError;
@@ -109,7 +110,9 @@ impl From<TokenError> for ApiError {
             TokenError::Expired { .. } => {
                 Self::new(StatusCode::UNAUTHORIZED, "token_expired", error.to_string())
             }
-            TokenError::Revoked { .. } => {
+            TokenError::Revoked { .. }
+            | TokenError::RevokedByOwner { .. }
+            | TokenError::KeyRevoked { .. } => {
                 Self::new(StatusCode::UNAUTHORIZED, "token_revoked", error.to_string())
             }
             error => Self::unauthenticated(error.to_string()),
@@ -140,6 +143,14 @@ impl From<ModelError> for ApiError {
             }
             ModelError::Load { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_not_loadable", text)
+            }
+            ModelError::Barred { barred, .. } => {
+                let code = match barred {
+                    Barred::Model { .. } => "model_revoked",
+                    Barred::Device { .. } => "device_revoked",
+                    Barred::Offline { .. } => "offline_too_long",
+                };
+                Self::new(StatusCode::FORBIDDEN, code, text)
             }
             ModelError::Verify { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_not_verified", text)

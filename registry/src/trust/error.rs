@@ -210,6 +210,15 @@ pub enum TrustError {
         #[source]
         source: Box<TrustError>,
     },
+    /// The stored policy is not the one that was taken.
+    #[error(
+        "read the owner's policy from the state database: {reason}; restore a backup of it, or \
+         enrol anew"
+    )]
+    PolicyDamaged {
+        /// What does not hold.
+        reason: String,
+    },
     /// The database refused.
     #[error("read or write the state of trust")]
     Database(#[from] rusqlite::Error),

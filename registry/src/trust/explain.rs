@@ -6,11 +6,12 @@ use serde::Serialize;
 use super::date::Date;
 use super::envelope::short;
 use super::error::TrustError;
+use super::explain_policy::explain_policy;
 use super::metadata::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
 use super::state::signed_time;
 use super::trusted::{Repo, Trusted};
 
-const DAY_S: i64 = 86_400;
+pub(super) const DAY_S: i64 = 86_400;
 /// From this long before its end, a role's expiry is worth a word.
 const SOON_S: i64 = 14 * DAY_S;
 /// A clock this far behind the signed time is wrong.
@@ -40,20 +41,20 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn fine(says: String) -> Self {
+    pub(super) fn fine(says: String) -> Self {
         Self { severity: Severity::Fine, says, advice: None }
     }
 
-    fn notice(says: String, advice: &str) -> Self {
+    pub(super) fn notice(says: String, advice: &str) -> Self {
         Self { severity: Severity::Notice, says, advice: Some(advice.to_owned()) }
     }
 
-    fn problem(says: String, advice: &str) -> Self {
+    pub(super) fn problem(says: String, advice: &str) -> Self {
         Self { severity: Severity::Problem, says, advice: Some(advice.to_owned()) }
     }
 }
 
-/// The findings on clock, registry and director at `now_s` (the clock, in seconds since 1970). A
+/// The findings on clock, registry, director and the owner's policy at `now_s` (the clock, in seconds since 1970). A
 /// database that cannot be read is a finding too.
 #[must_use]
 pub fn explain(connection: &Connection, now_s: i64) -> Vec<Finding> {
@@ -65,6 +66,7 @@ pub fn explain(connection: &Connection, now_s: i64) -> Vec<Finding> {
             Err(error) => findings.push(broken(repo, &error)),
         }
     }
+    findings.extend(explain_policy(connection, now_s));
     findings
 }
 

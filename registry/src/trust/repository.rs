@@ -13,6 +13,7 @@
 
 mod edit;
 mod files;
+mod policy;
 mod sign;
 mod status;
 
@@ -104,6 +105,9 @@ pub enum RepositoryError {
         /// Why not.
         reason: String,
     },
+    /// A policy that no device would follow.
+    #[error("publish the policy: {0}")]
+    Policy(#[from] fulmar_policy::PolicyError),
     /// A key would not sign.
     #[error("sign {role}")]
     Sign {

@@ -1,5 +1,6 @@
 //! The state of trust in SQLite: every repository's roles as the exact bytes that were verified,
-//! the highest signed time, and the highest release of every model that was admitted.
+//! the highest signed time, the highest release of every model that was admitted, and the owner's
+//! policy.
 
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
@@ -37,6 +38,22 @@ pub const SCHEMA: Schema = Schema {
             repo TEXT PRIMARY KEY,
             digest TEXT NOT NULL
         ) STRICT, WITHOUT ROWID;
+    ",
+        "
+        CREATE TABLE trust_policy (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            version INTEGER NOT NULL,
+            digest TEXT NOT NULL,
+            bytes BLOB NOT NULL,
+            role TEXT NOT NULL,
+            taken_at_s INTEGER NOT NULL
+        ) STRICT;
+        -- How long the agent ran since the fleet was last heard of.
+        CREATE TABLE trust_run (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            heard_s INTEGER NOT NULL,
+            ran_s INTEGER NOT NULL
+        ) STRICT;
     ",
     ],
 };
@@ -157,13 +174,17 @@ impl Trusted {
     }
 
     /// Forgets all trust in `repo`: the way out when its keys are lost. Until the next bootstrap
-    /// nothing new is admitted. The signed time and the releases seen stay.
+    /// nothing new is admitted. The signed time and the releases seen stay; the registry's policy
+    /// goes with it.
     ///
     /// # Errors
     /// What the database says.
     pub fn forget(tx: &Transaction<'_>, repo: Repo) -> Result<(), TrustError> {
         tx.execute("DELETE FROM trust_role WHERE repo = ?1", [repo.as_str()])?;
         tx.execute("DELETE FROM trust_first_root WHERE repo = ?1", [repo.as_str()])?;
+        if repo == Repo::Registry {
+            tx.execute("DELETE FROM trust_policy", [])?;
+        }
         Ok(())
     }
 }

@@ -131,6 +131,26 @@ impl Trusted {
         self.usable(ROOT, TARGETS)?.body.extra.get(super::DEVICE_FIELD)?.as_str()
     }
 
+    /// When the trusted timestamp was signed, seconds since 1970, where it says so.
+    #[must_use]
+    pub fn signed_at_s(&self) -> Option<i64> {
+        let timestamp = self.timestamp.as_ref()?;
+        let text = timestamp.body.extra.get(super::SIGNED_AT_FIELD)?.as_str()?;
+        Date::parse(text).filter(|at| *at < timestamp.expires()).map(|at| at.0)
+    }
+
+    /// When the first of the top-level roles ends, seconds since 1970; `None` while one is missing.
+    #[must_use]
+    pub fn expires_s(&self) -> Option<i64> {
+        let ends = [
+            self.root.expires(),
+            self.timestamp.as_ref()?.expires(),
+            self.snapshot.as_ref()?.expires(),
+            self.targets.get(TARGETS)?.expires(),
+        ];
+        ends.into_iter().map(|end| end.0).min()
+    }
+
     /// The time to hold expiry against: the later of `now_s` and the highest signed time seen.
     #[must_use]
     pub fn time(&self, now_s: i64) -> i64 {

@@ -8,6 +8,7 @@ use fulmar_policy::audit::Outcome;
 use fulmar_registry::Digest;
 use fulmar_registry::blobs::Blobs;
 use fulmar_registry::bundle::{self, Header};
+use fulmar_registry::trust;
 use fulmar_store::Store;
 use rusqlite::Transaction;
 use serde::Serialize;
@@ -69,6 +70,11 @@ fn header(
     let mut rows = registry.query([])?;
     while let Some(row) = rows.next()? {
         header.add_registry(&row.get::<_, String>(0)?, &row.get::<_, Vec<u8>>(1)?);
+    }
+    if let Some(held) = trust::held_policy(tx)
+        .map_err(|e| Failure::internal("read the owner's policy", crate::failure::chain(&e)))?
+    {
+        header.set_policy(&held.bytes);
     }
     director.ensure_root(tx, now_s)?;
     for device in &devices {

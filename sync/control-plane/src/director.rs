@@ -10,7 +10,7 @@ use std::path::Path;
 
 use fulmar_registry::Digest;
 use fulmar_registry::trust::director::{DirectorEntry, DirectorSigner, Minting};
-use fulmar_registry::trust::{Active, Ed25519Key, KeyError};
+use fulmar_registry::trust::{self, Active, Ed25519Key, KeyError};
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
 use crate::failure::Failure;
@@ -129,7 +129,7 @@ impl Director {
                 device_id,
                 to_sql(wanted),
                 to_sql(serial),
-                now_s + RENEW_S,
+                now_s + renew_after_s(tx)?,
                 &set.targets,
                 &set.snapshot,
                 &set.timestamp,
@@ -143,6 +143,32 @@ impl Director {
             timestamp: set.timestamp,
         })
     }
+}
+
+/// Age at which metadata is minted anew: soon enough for devices that may be offline for a short
+/// time only.
+fn renew_after_s(connection: &Connection) -> Result<i64, Failure> {
+    let held = trust::held_policy(connection)
+        .map_err(|e| Failure::internal("read the owner's policy", e))?;
+    Ok(within(held.and_then(|held| held.policy.max_offline_s())))
+}
+
+fn within(max_offline_s: Option<u64>) -> i64 {
+    let quarter = max_offline_s.and_then(|s| i64::try_from(s / 4).ok()).unwrap_or(RENEW_S);
+    quarter.clamp(1, RENEW_S)
+}
+
+/// Has metadata that was minted under another policy renewed in time for this one.
+pub(crate) fn renew_within(
+    tx: &Transaction<'_>,
+    max_offline_s: Option<u64>,
+    now_s: i64,
+) -> Result<(), Failure> {
+    tx.execute(
+        "UPDATE director_metadata SET renew_s = min(renew_s, ?1)",
+        [now_s + within(max_offline_s)],
+    )?;
+    Ok(())
 }
 
 /// A root by version, or the newest.

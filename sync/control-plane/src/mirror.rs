@@ -8,12 +8,16 @@ use std::collections::BTreeMap;
 
 use fulmar_registry::blobs::Blobs;
 use fulmar_registry::manifest::MANIFEST_BYTES_MAX;
-use fulmar_registry::trust::{Fetched, Refresh, Repo, Scope, TargetEntry, TrustError, Trusted};
+use fulmar_registry::trust::{
+    self, Fetched, POLICY_BYTES_MAX, POLICY_PATH, Refresh, Repo, Scope, TargetEntry, TrustError,
+    Trusted,
+};
 use fulmar_registry::{Digest, Manifest, ModelName};
 use http::StatusCode;
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 use serde::Serialize;
 
+use crate::director;
 use crate::failure::{Failure, chain};
 use crate::number::to_sql;
 
@@ -151,6 +155,9 @@ fn list_releases(
         })?;
         if !is_model(entry) {
             common_blob(tx, blobs, path, entry, &digest)?;
+            if path == POLICY_PATH {
+                policy(tx, blobs, trusted, now_s)?;
+            }
             continue;
         }
         let (model, is_new) = model(tx, blobs, path, entry, &digest, by, now_s)?;
@@ -197,6 +204,29 @@ fn common_blob(
         (path, digest.to_string(), to_sql(entry.length)),
     )?;
     Ok(())
+}
+
+/// Takes the owner's policy as a device would, so that a mistake in it is found here and not on
+/// every device. It rules devices; operators here keep the built-in roles.
+fn policy(
+    tx: &Transaction<'_>,
+    blobs: &Blobs,
+    trusted: &Trusted,
+    now_s: i64,
+) -> Result<(), Failure> {
+    let refuse = |error: &dyn std::error::Error| {
+        let code = "policy_refused";
+        Failure::refused(StatusCode::UNPROCESSABLE_ENTITY, code, chain(error))
+    };
+    let held = trust::held_policy(tx).map_err(damaged)?;
+    let Some(named) = trusted.named_policy(now_s).map_err(|e| refuse(&e))? else { return Ok(()) };
+    if named.is_held(held.as_ref()) {
+        return Ok(());
+    }
+    let bytes = blobs.read(&named.digest, POLICY_BYTES_MAX).map_err(|e| refuse(&e))?;
+    let signed = named.accept(bytes, held.as_ref()).map_err(|e| refuse(&e))?;
+    signed.store(tx, now_s).map_err(damaged)?.map_err(|e| refuse(&e))?;
+    director::renew_within(tx, signed.policy().max_offline_s(), now_s)
 }
 
 /// Lists the release that a target names, if it is new; returns its model and whether it is.

@@ -13,6 +13,7 @@ fn wanted(name: &str, bytes: &str, active: Active) -> DesiredModel {
         digest: digest(bytes),
         active,
         admission: Err("not admitted".to_owned()),
+        revoked: None,
     }
 }
 
@@ -102,4 +103,18 @@ fn a_broken_file_of_a_serving_model_wants_its_bytes_again() {
     let plan = planned(vec![wanted("a/m:1", "one", Active::Serve)], vec![broken]);
     assert!(plan.steps.is_empty());
     assert_eq!(plan.blocked.len(), 1, "nothing may be installed without admission");
+}
+
+#[test]
+fn a_revoked_model_is_taken_out_of_service_and_never_put_in() {
+    let revoked = |active| DesiredModel {
+        revoked: Some("revoked by the owner".to_owned()),
+        ..wanted("a/m:1", "one", active)
+    };
+    let serving = vec![held("a/m:1", "one", Some(Slot::Active))];
+    let plan = planned(vec![revoked(Active::Serve)], serving);
+    assert_eq!(plan.steps, [Step::Deactivate { name: "a/m:1".parse().unwrap() }]);
+    assert_eq!(plan.blocked[0].reason, "revoked by the owner");
+    let plan = planned(vec![revoked(Active::Serve)], Vec::new());
+    assert!(plan.steps.is_empty() && plan.blocked.len() == 1);
 }

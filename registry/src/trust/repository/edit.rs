@@ -306,7 +306,7 @@ impl Repository {
     }
 
     /// The role that a search for `path` would meet first among those that may name it.
-    fn role_for(&self, path: &str) -> Result<String, RepositoryError> {
+    pub(super) fn role_for(&self, path: &str) -> Result<String, RepositoryError> {
         let mut role = TARGETS.to_owned();
         let mut seen = BTreeSet::new();
         while seen.insert(role.clone()) {
@@ -325,7 +325,7 @@ impl Repository {
     }
 
     /// A targets role's body: staged, or else published.
-    fn draft_targets(&self, role: &str) -> Result<Option<Targets>, RepositoryError> {
+    pub(super) fn draft_targets(&self, role: &str) -> Result<Option<Targets>, RepositoryError> {
         if let Some(staged) = self.files.read::<Targets>(role, &self.files.staged(role))? {
             return Ok(Some(staged.body));
         }
