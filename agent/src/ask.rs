@@ -138,24 +138,7 @@ async fn loaded(app: &App, permit: &Permit) -> Result<Arc<LoadedModel>, AskError
         Err(error) => error,
     };
     if let ModelError::Barred { barred, .. } = &error {
-        let (actor, resource) = (permit.principal().audit_name(), permit.resource().to_owned());
-        let detail = json!({
-            "reason": barred.to_string(), "policy_version": permit.policy_version(),
-        });
-        let at_s = app.state().clock().now_s();
-        let record = move |tx: &rusqlite::Transaction<'_>| {
-            let event = audit::Event {
-                at_s,
-                actor: &actor,
-                action: fulmar_policy::Action::ModelRun.as_str(),
-                resource: &resource,
-                outcome: Outcome::Denied,
-                opened: None,
-                detail,
-            };
-            state::record(tx, &event).map(|_| ())
-        };
-        app.state().store().write::<_, AuditError, _>(record).await?;
+        record::barred(app, permit, barred).await?;
     }
     Err(error.into())
 }

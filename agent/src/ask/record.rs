@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fulmar_policy::audit::{self, AuditError, Outcome};
 use fulmar_policy::{LogContent, Permit};
+use fulmar_registry::Barred;
 use ring::digest::SHA256;
 use serde_json::{Value, json};
 
@@ -93,4 +94,31 @@ impl Record {
             })
             .await
     }
+}
+
+/// Records that the owner's policy keeps a model from running.
+///
+/// # Errors
+/// When that is not durable.
+pub(super) async fn barred(app: &App, permit: &Permit, barred: &Barred) -> Result<(), AuditError> {
+    let (actor, resource) = (permit.principal().audit_name(), permit.resource().to_owned());
+    let detail = json!({
+        "reason": barred.to_string(), "policy_version": permit.policy_version(),
+    });
+    let at_s = app.state().clock().now_s();
+    app.state()
+        .store()
+        .write(move |tx| {
+            let event = audit::Event {
+                at_s,
+                actor: &actor,
+                action: fulmar_policy::Action::ModelRun.as_str(),
+                resource: &resource,
+                outcome: Outcome::Denied,
+                opened: None,
+                detail,
+            };
+            state::record(tx, &event).map(|_| ())
+        })
+        .await
 }
