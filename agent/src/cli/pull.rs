@@ -34,6 +34,10 @@ pub(crate) struct Args {
     /// An Ollama store's folder, where it is not in its usual place.
     #[arg(long, value_name = "DIR")]
     ollama_dir: Option<PathBuf>,
+    /// A file of registries' credentials, as docker and podman write it; default: their usual
+    /// places. FULMAR_REGISTRY_USER and FULMAR_REGISTRY_PASSWORD go before it.
+    #[arg(long, value_name = "FILE")]
+    auth_file: Option<PathBuf>,
     /// Bytes per second at most; 0: as fast as it goes.
     #[arg(long, default_value_t = 0)]
     bytes_per_s_max: u64,
@@ -99,7 +103,8 @@ async fn bring_in(registry: &Registry, args: &Args) -> anyhow::Result<Imported> 
     } else if oci::Reference::is_one(&args.model) {
         let reference = oci::Reference::parse(&args.model)?;
         let network = if args.offline { Network::Forbidden } else { Network::Allowed };
-        let (remote, resolved) = oci::resolve(network, None, &reference).await?;
+        let credentials = credentials(args, &reference)?;
+        let (remote, resolved) = oci::resolve(network, credentials, &reference).await?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
         (resolved, hold)
@@ -115,6 +120,26 @@ async fn bring_in(registry: &Registry, args: &Args) -> anyhow::Result<Imported> 
     };
     let name = named.unwrap_or_else(|| resolved.name.clone());
     sign(registry.clone(), resolved, name, hold).await
+}
+
+/// Who asks a registry: the environment says, else a file of credentials.
+fn credentials(
+    args: &Args,
+    reference: &oci::Reference,
+) -> anyhow::Result<Option<oci::Credentials>> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match (variable("FULMAR_REGISTRY_USER"), variable("FULMAR_REGISTRY_PASSWORD")) {
+        (Some(user), Some(password)) => Ok(Some(oci::Credentials::Password { user, password })),
+        (None, None) => Ok(oci::find_credentials(
+            args.auth_file.as_deref(),
+            reference.host(),
+            reference.repository(),
+        )?),
+        _ => anyhow::bail!(
+            "read the registry's credentials: FULMAR_REGISTRY_USER and FULMAR_REGISTRY_PASSWORD \
+             must both be set, or neither"
+        ),
+    }
 }
 
 /// Reads what came and signs it. A file that is no model stays unknown to the catalog; garbage

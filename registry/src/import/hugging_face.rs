@@ -52,7 +52,7 @@ impl Hub {
     /// [`RemoteError::Unreachable`] where TLS cannot be set up.
     pub fn remote(&self) -> Result<Remote, RemoteError> {
         let authorization = self.token.as_ref().map(|token| format!("Bearer {token}"));
-        Ok(Remote::new(self.network)?.with_authorization(authorization))
+        Ok(Remote::new(self.network)?.with_authorization(&self.endpoint, authorization))
     }
 }
 

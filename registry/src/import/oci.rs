@@ -6,13 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use reqwest::StatusCode;
 use serde::Deserialize;
 
 use super::GGUF_MEDIA_TYPE;
 use super::remote::{Network, Remote, RemoteError, RemoteFile, Resolved, accepted, name_part};
 use crate::manifest::FileRole;
 use crate::{Digest, ModelName};
+
+mod login;
+
+pub use login::{Credentials, find as find_credentials};
+
+pub(super) use login::Login;
 
 const EXPECTED: &str = "oci://HOST[:PORT]/REPOSITORY[:TAG or @sha256:DIGEST]";
 /// Longest manifest, in bytes: the distribution specification's own limit.
@@ -67,12 +72,33 @@ impl Reference {
         Ok(Self { host, repository, tag, digest })
     }
 
-    fn base(&self) -> String {
-        let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
-        let loopback = matches!(name, "localhost" | "[::1]") || name.starts_with("127.");
-        let scheme = if loopback { "http" } else { "https" };
-        format!("{scheme}://{}/v2/{}", self.host, self.repository)
+    /// The registry's name, with its port where one is given.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
     }
+
+    /// The repository's path in the registry.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    fn origin(&self) -> String {
+        let scheme = if is_loopback(&self.host) { "http" } else { "https" };
+        format!("{scheme}://{}", self.host)
+    }
+
+    fn base(&self) -> String {
+        format!("{}/v2/{}", self.origin(), self.repository)
+    }
+}
+
+/// Hosts that nobody between can listen to.
+fn is_loopback(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let is_address = |name: &str| name.parse().is_ok_and(|ip: std::net::Ipv4Addr| ip.is_loopback());
+    matches!(name, "localhost" | "[::1]") || is_address(name)
 }
 
 /// An image manifest, as far as models need it; Ollama's is one too.
@@ -186,23 +212,16 @@ fn role_of(layer: &Layer) -> Option<(FileRole, &'static str)> {
 /// [`RemoteError`].
 pub async fn resolve(
     network: Network,
-    authorization: Option<String>,
+    credentials: Option<Credentials>,
     reference: &Reference,
 ) -> Result<(Remote, Resolved), RemoteError> {
     let base = reference.base();
     let wanted = reference.digest.map_or(reference.tag.clone(), |digest| digest.to_string());
     let url = format!("{base}/manifests/{wanted}");
     let accept = [("accept", ACCEPT.to_owned())];
-    let mut remote = Remote::new(network)?.with_authorization(authorization);
-    let mut answer = remote.ask(&url, &accept).await?;
-    if answer.status() == StatusCode::UNAUTHORIZED {
-        let challenge = answer.headers().get("www-authenticate").and_then(|v| v.to_str().ok());
-        let challenge = challenge.unwrap_or_default().to_owned();
-        if let Some(token) = token(&remote, &challenge, reference).await? {
-            remote = remote.with_authorization(Some(format!("Bearer {token}")));
-            answer = remote.ask(&url, &accept).await?;
-        }
-    }
+    let login = Login::new(&reference.host, &reference.repository, credentials);
+    let remote = Remote::new(network)?.with_login(&reference.origin(), login);
+    let answer = remote.ask(&url, &accept).await?;
     let bytes = Remote::body(accepted(&url, answer)?, MANIFEST_BYTES_MAX).await?;
     let found = Digest::of(&bytes);
     if let Some(expected) = reference.digest
@@ -237,41 +256,6 @@ pub(super) fn name(repository: &str, tag: &str) -> Option<ModelName> {
     let tag = if tag.len() <= 64 { tag } else { "latest" };
     let tag = if tag.starts_with(|c: char| c.is_ascii_alphanumeric()) { tag } else { "latest" };
     ModelName::new(&name_part(namespace), &name_part(name), &tag.replace("..", "-")).ok()
-}
-
-/// Asks the registry's own token service, as the challenge says; only on hosts over TLS, or the
-/// registry's own.
-async fn token(
-    remote: &Remote,
-    challenge: &str,
-    reference: &Reference,
-) -> Result<Option<String>, RemoteError> {
-    #[derive(Deserialize)]
-    struct Token {
-        #[serde(default, alias = "access_token")]
-        token: String,
-    }
-    let Some(parameters) = challenge.strip_prefix("Bearer ") else { return Ok(None) };
-    let value = |name: &str| {
-        parameters.split(',').find_map(|pair| {
-            let (key, value) = pair.trim().split_once('=')?;
-            (key == name).then(|| value.trim_matches('"').to_owned())
-        })
-    };
-    let Some(realm) = value("realm") else { return Ok(None) };
-    let same_host = realm.starts_with(&format!("http://{}/", reference.host));
-    if !realm.starts_with("https://") && !same_host {
-        let reason = format!("its token service {realm:?} is not protected by TLS");
-        return Err(RemoteError::Answer { url: reference.host.clone(), reason });
-    }
-    let scope = value("scope").unwrap_or(format!("repository:{}:pull", reference.repository));
-    let join = if realm.contains('?') { '&' } else { '?' };
-    let mut url = format!("{realm}{join}scope={scope}");
-    if let Some(service) = value("service") {
-        url.push_str(&format!("&service={service}"));
-    }
-    let (token, _): (Token, _) = remote.json(&url).await?;
-    Ok(Some(token.token).filter(|token| !token.is_empty()))
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 //! before they are fetched.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
 
+use super::oci::Login;
 use super::{ImportError, Imported, ModelFacts, sign};
 use crate::blobs::Expected;
 use crate::fetch::{FetchError, Pace, WithoutResume, fetch, in_words};
@@ -18,6 +20,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest answer that describes models, in bytes.
 const JSON_BYTES_MAX: u64 = 16 << 20;
+/// How often an answer may send on to another address.
+const REDIRECTS_MAX: usize = 10;
 
 /// Whether an import may use the network at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,8 +153,34 @@ impl Resolved {
 pub struct Remote {
     http: Client,
     network: Network,
-    /// Sent as `Authorization`; dropped by the client when it is sent on to another host.
-    authorization: Option<String>,
+    access: Option<Access>,
+}
+
+/// What is shown to one server, and to no other.
+#[derive(Debug, Clone)]
+struct Access {
+    /// `https://host:port`.
+    origin: String,
+    /// The value for `Authorization`, once there is one. Shared by clones: a token that ran out in
+    /// mid-download is replaced for all.
+    shown: Arc<Mutex<Option<String>>>,
+    /// Answers challenges.
+    login: Option<Login>,
+}
+
+impl Access {
+    fn of(&self, url: &str) -> Option<String> {
+        let home = Url::parse(&self.origin).ok()?.origin();
+        let asked = Url::parse(url).ok()?.origin();
+        if home != asked {
+            return None;
+        }
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn show(&self, authorization: String) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
+    }
 }
 
 impl Remote {
@@ -165,35 +195,109 @@ impl Remote {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .user_agent(concat!("fulmar/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::custom(sent_on))
             .build()
             .map_err(|error| RemoteError::Unreachable {
                 url: "any server".to_owned(),
                 reason: in_words(&error),
             })?;
-        Ok(Self { http, network, authorization: None })
+        Ok(Self { http, network, access: None })
     }
 
-    /// With a value for `Authorization`.
+    /// With a value for `Authorization`, shown to the server at `origin` alone.
     #[must_use]
-    pub fn with_authorization(self, authorization: Option<String>) -> Self {
-        Self { authorization, ..self }
+    pub fn with_authorization(self, origin: &str, authorization: Option<String>) -> Self {
+        let shown = Arc::new(Mutex::new(authorization));
+        Self { access: Some(Access { origin: origin.to_owned(), shown, login: None }), ..self }
     }
 
-    /// Asks for `url`, with more headers; any status.
+    /// With answers to the challenges of the server at `origin`.
+    #[must_use]
+    pub(super) fn with_login(self, origin: &str, login: Login) -> Self {
+        let (origin, shown) = (origin.to_owned(), Arc::default());
+        Self { access: Some(Access { origin, shown, login: Some(login) }), ..self }
+    }
+
+    /// Asks for `url`, with more headers; any status but a 401 that could be answered.
     pub(super) async fn ask(
         &self,
         url: &str,
         headers: &[(&str, String)],
     ) -> Result<Response, RemoteError> {
-        if self.network == Network::Forbidden {
-            return Err(RemoteError::Offline { url: url.to_owned() });
+        let shown = self.access.as_ref().and_then(|access| access.of(url));
+        let answer = self.send(url, headers, shown.clone()).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
         }
+        let Some((access, login)) =
+            self.access.as_ref().and_then(|access| Some((access, access.login.as_ref()?)))
+        else {
+            return Ok(answer);
+        };
+        // Only the registry itself is answered, not whoever it has sent us on to.
+        let is_home =
+            Url::parse(&access.origin).is_ok_and(|home| home.origin() == answer.url().origin());
+        let challenges: Vec<&str> = answer
+            .headers()
+            .get_all("www-authenticate")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        if !is_home || challenges.is_empty() {
+            return Ok(answer);
+        }
+        match login.answer(self, &challenges.join(", ")).await? {
+            Some(fresh) if Some(&fresh) != shown.as_ref() => {
+                access.show(fresh.clone());
+                self.send(url, headers, Some(fresh)).await
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    /// One request, with or without `Authorization`.
+    pub(super) async fn send(
+        &self,
+        url: &str,
+        headers: &[(&str, String)],
+        authorization: Option<String>,
+    ) -> Result<Response, RemoteError> {
         let mut request = self.http.get(url);
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = authorization {
             request = request.header("authorization", authorization);
         }
         for (name, value) in headers {
             request = request.header(*name, value);
+        }
+        self.sent(url, request).await
+    }
+
+    /// Posts a form.
+    pub(super) async fn post_form(
+        &self,
+        url: &str,
+        form: &[(&str, String)],
+    ) -> Result<Response, RemoteError> {
+        let mut encoded = Url::parse("form:").map_err(|error| RemoteError::Answer {
+            url: url.to_owned(),
+            reason: error.to_string(),
+        })?;
+        encoded.query_pairs_mut().extend_pairs(form);
+        let request = self
+            .http
+            .post(url)
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(encoded.query().unwrap_or_default().to_owned());
+        self.sent(url, request).await
+    }
+
+    async fn sent(
+        &self,
+        url: &str,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, RemoteError> {
+        if self.network == Network::Forbidden {
+            return Err(RemoteError::Offline { url: url.to_owned() });
         }
         request.send().await.map_err(|error| RemoteError::Unreachable {
             url: url.to_owned(),
@@ -333,7 +437,10 @@ pub fn complete(
 pub(super) fn accepted(url: &str, answer: Response) -> Result<Response, RemoteError> {
     let hint = match answer.status() {
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(answer),
-        StatusCode::UNAUTHORIZED => "it wants a token: set HF_TOKEN, or log in to the registry",
+        StatusCode::UNAUTHORIZED => {
+            "it wants to know who asks: set HF_TOKEN for a hub; for a registry, --auth-file or \
+             FULMAR_REGISTRY_USER and FULMAR_REGISTRY_PASSWORD"
+        }
         StatusCode::FORBIDDEN => {
             "the token may not read it; a gated model must be accepted on its page first"
         }
@@ -343,6 +450,19 @@ pub(super) fn accepted(url: &str, answer: Response) -> Result<Response, RemoteEr
         _ => "that was not expected",
     };
     Err(RemoteError::Refused { url: url.to_owned(), status: answer.status().as_u16(), hint })
+}
+
+/// Follows an answer to another address, never out of TLS. `Authorization` stays behind when the
+/// host or the port changes: the client sees to that.
+fn sent_on(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let from_tls = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
+    if from_tls && attempt.url().scheme() != "https" {
+        return attempt.error("the server sent on to an address without TLS");
+    }
+    if attempt.previous().len() > REDIRECTS_MAX {
+        return attempt.error("the server sent on too often");
+    }
+    attempt.follow()
 }
 
 /// `Link: <https://…>; rel="next"`, on the same host only.

@@ -1,0 +1,101 @@
+//! `fulmar pull hf.co/…` and `huggingface_hub` against the same hub.
+
+use std::process::Command;
+
+use fulmar_tests::{python, root};
+
+use crate::servers::Servers;
+
+#[test]
+fn the_hub_serves_fulmar_and_the_huggingface_hub_package_alike() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(python())
+        .arg(root().join("tests/imports/hub_client.py"))
+        .env("HF_ENDPOINT", format!("http://{}", servers.said("hub")))
+        .env("HF_TOKEN", servers.said("token"))
+        .env("HF_HOME", dir.path().join("hf"))
+        .env("HF_HUB_DISABLE_XET", "1")
+        .env("SHA256", servers.said("sha256"))
+        .env("COMMIT", servers.said("commit"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let device = dir.path().join("device");
+    let pulled = servers.json(&device, &["pull", "hf.co/acme/tiny:Q8_0", "--json"], &[]);
+    assert_eq!(pulled["name"], "acme/tiny:Q8_0");
+    let source = pulled["source"].as_str().unwrap();
+    assert!(source.ends_with(servers.said("commit")), "pinned to a commit: {source}");
+    let shown = servers.json(&device, &["show", "acme/tiny:Q8_0", "--json"], &[]);
+    assert_eq!(shown["weights_digest"], format!("sha256:{}", servers.said("sha256")));
+    assert_eq!(
+        (&shown["slot"], &shown["license"]),
+        (&"active".into(), &"MIT OR Apache-2.0".into())
+    );
+    assert_eq!(shown["authority"]["kind"], "local_owner");
+    let answer = servers.fulmar(&device, &["run", "acme/tiny:Q8_0", "turn on the fan"], &[]);
+    assert!(answer.code == 0 && !answer.stdout.trim().is_empty(), "{}", answer.stderr);
+    let again = servers.json(&device, &["pull", "hf.co/acme/tiny:Q8_0@v1", "--json"], &[]);
+    assert_eq!(again["digest"], pulled["digest"], "the same again changes nothing");
+
+    let seen = servers.seen();
+    let shown: Vec<_> = seen["authorization"].as_array().unwrap().iter().collect();
+    assert!(!shown.is_empty() && shown.iter().all(|value| value.is_null()), "{shown:?}");
+}
+
+#[test]
+fn a_hub_that_cuts_every_answer_is_gone_on_with_by_range() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let pulled = servers.json(dir.path(), &["pull", "hf.co/acme/cut:Q8_0", "--json"], &[]);
+    assert_eq!(pulled["bytes"], servers.size());
+    let seen = servers.seen();
+    let ranges: Vec<u64> = seen["asked"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|asked| asked[1].as_str()?.strip_prefix("bytes=")?.strip_suffix('-'))
+        .map(|offset| offset.parse().unwrap())
+        .collect();
+    assert!(ranges.len() as u64 >= servers.size() / 400_000 - 1, "{ranges:?}");
+    assert!(ranges.is_sorted_by(|a, b| a < b), "never from the beginning: {ranges:?}");
+}
+
+#[test]
+fn wrong_and_endless_bytes_are_refused_and_nothing_of_them_is_visible() {
+    let servers = Servers::start();
+    for (repository, expected) in [("lies", "expected sha256:"), ("endless", "more than its")] {
+        let dir = tempfile::tempdir().unwrap();
+        let model = format!("hf.co/acme/{repository}:Q8_0");
+        let refused = servers.refused(dir.path(), &["pull", &model], &[]);
+        assert!(refused.contains(expected), "{repository}: {refused}");
+        assert!(Servers::blobs(dir.path()).0.is_empty(), "{repository}");
+        let listed = servers.json(dir.path(), &["list", "--json"], &[]);
+        assert_eq!(listed, serde_json::json!([]), "{repository}");
+    }
+}
+
+#[test]
+fn what_stands_in_the_way_is_said_with_what_to_do() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let pull =
+        |model: &str, more: &[(&str, &str)]| servers.refused(dir.path(), &["pull", model], more);
+    let refused = pull("hf.co/acme/tiny", &[("HF_TOKEN", "wrong")]);
+    assert!(refused.contains("401") && refused.contains("HF_TOKEN"), "{refused}");
+    let refused = pull("hf.co/acme/tiny", &[("HF_HUB_OFFLINE", "1")]);
+    assert!(refused.contains("switched off"), "{refused}");
+    let refused = pull("hf.co/acme/tiny:Q2_K", &[]);
+    assert!(refused.contains("Q2_K") && refused.contains("tiny-Q8_0.gguf"), "{refused}");
+    let refused = pull("hf.co/acme/tiny@v9", &[]);
+    assert!(refused.contains("404") && refused.contains("revision"), "{refused}");
+    let limit = ("FULMAR__REGISTRY__BLOBS_BYTES_MAX", "1000000");
+    let refused = pull("hf.co/acme/tiny", &[limit]);
+    assert!(refused.contains("limit of 1000000 bytes"), "{refused}");
+    assert!(refused.contains(&servers.size().to_string()), "what was asked: {refused}");
+    let (whole, partial) = Servers::blobs(dir.path());
+    let bytes = |path| std::fs::metadata(path).unwrap().len();
+    assert!(whole.is_empty() && partial.iter().all(|path| bytes(path) == 0));
+    assert_eq!(servers.seen()["asked"], serde_json::json!([]), "not a byte was fetched");
+}

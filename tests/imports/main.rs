@@ -1,0 +1,7 @@
+//! Models from elsewhere, with servers of our own that other people's clients accept too.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod hub;
+mod oci;
+mod servers;
