@@ -9,6 +9,7 @@ mod embed;
 mod record;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fulmar_inference::chat::{Delta, OutputParser, ToolCall};
 use fulmar_inference::engine::{
@@ -191,15 +192,22 @@ impl Relay {
         let mut digest = Context::new(&SHA256);
         let mut text_kept = String::new();
         let mut tokens = 0_u64;
+        let (mut usage, mut began) = (Usage::default(), Instant::now());
         let end = loop {
             let event = tokio::select! {
                 event = generation.next() => event,
                 () = self.sender.closed() => break End::ClientGone,
             };
             match event {
-                Some(Event::Started { .. }) => {}
+                Some(Event::Started { prompt_tokens, cached_tokens }) => {
+                    usage = Usage { prompt_tokens, cached_tokens, ..usage };
+                    began = Instant::now();
+                }
                 Some(Event::Token { text, logprob, .. }) => {
                     tokens += 1;
+                    if tokens == 1 {
+                        usage.prompt_ms = millis_since(&mut began);
+                    }
                     digest.update(text.as_bytes());
                     if self.record.content == LogContent::Full {
                         text_kept += &text;
@@ -207,6 +215,12 @@ impl Relay {
                     let parts = self.taken_apart(text, logprob);
                     if self.send(parts).await.is_err() {
                         break End::ClientGone;
+                    }
+                    if self.parser.as_ref().is_some_and(OutputParser::is_over) {
+                        // No more calls are wanted: the generation is dropped, and cancelled.
+                        usage.completion_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+                        usage.decode_ms = millis_since(&mut began);
+                        break End::Done { reason: FinishReason::Stop, usage };
                     }
                 }
                 Some(Event::Done { reason, usage }) => break End::Done { reason, usage },
@@ -289,6 +303,12 @@ impl Relay {
         // The client may have gone meanwhile; the entry says all there is to say.
         let _ = self.sender.send(part).await;
     }
+}
+
+/// Milliseconds since a moment, which becomes now.
+fn millis_since(then: &mut Instant) -> u64 {
+    let now = Instant::now();
+    now.duration_since(std::mem::replace(then, now)).as_millis() as u64
 }
 
 enum End {

@@ -17,6 +17,7 @@
 //! Deliberately absent: `include`, `import` and inheritance (there is only one template), and
 //! guessing a template for a model that has none.
 
+mod calls;
 mod json;
 mod output;
 mod prompt;
@@ -28,6 +29,8 @@ use serde_json::Value as Json;
 use crate::gguf::{Gguf, GgufError};
 use crate::tokenizer::Tokenizer;
 
+pub use calls::{BadTools, CALLS_MAX, Calls, FUNCTION_NAME_BYTES_MAX, ToolChoice, ToolOffer};
+pub(crate) use calls::{Function, functions, grammar as calls_grammar};
 pub use output::{Delta, Family, Output, OutputParser, Start, ToolCall, Tools, parse_output};
 pub use prompt::{Encoded, encode};
 

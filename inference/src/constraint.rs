@@ -12,6 +12,7 @@
 
 mod gbnf;
 mod json;
+mod shape;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -23,6 +24,9 @@ use toktrie::{InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie, TokenizerEnv
 
 use crate::engine::Constraint;
 use json::NumberGuard;
+
+pub(crate) use shape::arguments;
+pub use shape::{Reasoning, Shape};
 
 /// Bytes of a schema or grammar at most.
 pub const GRAMMAR_BYTES_MAX: usize = 512 * 1024;
@@ -124,15 +128,33 @@ impl Vocabulary {
     /// # Errors
     /// [`ConstraintError`].
     pub fn compile(&self, constraint: &Constraint) -> Result<Guide, ConstraintError> {
+        let is_json = matches!(constraint, Constraint::JsonSchema(_) | Constraint::Json);
         let grammar = grammar(constraint)?;
+        self.build(grammar, Some(constraint), is_json.then_some(Reasoning::None))
+    }
+
+    /// `json`: the text is JSON, so that its numbers are kept short; reasoning before it is not.
+    fn build(
+        &self,
+        grammar: TopLevelGrammar,
+        constraint: Option<&Constraint>,
+        json: Option<Reasoning>,
+    ) -> Result<Guide, ConstraintError> {
+        let refuse = |reason: &str| match constraint {
+            Some(constraint) => blame(constraint, reason),
+            None => ConstraintError::Grammar(first_lines(reason)),
+        };
         let parser = guarded(|| self.factory.create_parser(grammar))?
-            .map_err(|e| blame(constraint, &e.to_string()))?;
+            .map_err(|error| refuse(&error.to_string()))?;
         let matcher = Matcher::new(Ok(parser));
         if let Some(reason) = matcher.get_error() {
-            return Err(blame(constraint, &reason));
+            return Err(refuse(&reason));
         }
-        let is_json = matches!(constraint, Constraint::JsonSchema(_) | Constraint::Json);
-        let numbers = is_json.then(|| (NumberGuard::default(), Arc::clone(&self.words)));
+        let numbers = json.map(|reasoning| Numbers {
+            guard: NumberGuard::default(),
+            words: Arc::clone(&self.words),
+            before: (reasoning != Reasoning::None).then(|| (reasoning, Vec::new())),
+        });
         Ok(Guide { matcher, mask: SimpleVob::new(), numbers })
     }
 }
@@ -294,7 +316,52 @@ pub struct Guide {
     matcher: Matcher,
     mask: SimpleVob,
     /// For JSON only.
-    numbers: Option<(NumberGuard, Arc<Words>)>,
+    numbers: Option<Numbers>,
+}
+
+/// Keeps numbers short.
+struct Numbers {
+    guard: NumberGuard,
+    words: Arc<Words>,
+    /// The text so far, as much as counts, while it is or may become reasoning.
+    before: Option<(Reasoning, Vec<u8>)>,
+}
+
+impl Numbers {
+    fn narrow(&self, mask: &mut SimpleVob) {
+        if self.before.is_none() {
+            let words = &self.words;
+            let tokens =
+                words.with_digits.iter().map(|&id| (id, words.all[id as usize].as_slice()));
+            self.guard.narrow(mask, tokens);
+        }
+    }
+
+    fn take(&mut self, token: u32) {
+        let bytes = self.words.all.get(token as usize).map_or(&[][..], Vec::as_slice);
+        let Some((reasoning, before)) = &mut self.before else {
+            self.guard.take(bytes);
+            return;
+        };
+        before.extend_from_slice(bytes);
+        if *reasoning == Reasoning::Possible {
+            let open = shape::OPEN.as_bytes();
+            if before.starts_with(open) {
+                *reasoning = Reasoning::Begun;
+            } else if !open.starts_with(before) {
+                self.guard.take(before);
+                self.before = None;
+                return;
+            }
+        }
+        let close = shape::CLOSE.as_bytes();
+        if let Some(at) = before.windows(close.len()).position(|window| window == close) {
+            self.guard.take(&before[at + close.len()..]);
+            self.before = None;
+        } else if *reasoning == Reasoning::Begun {
+            before.drain(..before.len().saturating_sub(close.len()));
+        }
+    }
 }
 
 impl std::fmt::Debug for Guide {
@@ -314,10 +381,8 @@ impl Guide {
             .matcher
             .compute_mask_or_eos()
             .map_err(|e| ConstraintError::Grammar(first_lines(&e.to_string())))?;
-        if let Some((guard, words)) = &self.numbers {
-            let tokens =
-                words.with_digits.iter().map(|&id| (id, words.all[id as usize].as_slice()));
-            guard.narrow(&mut self.mask, tokens);
+        if let Some(numbers) = &self.numbers {
+            numbers.narrow(&mut self.mask);
         }
         Ok(self.mask.as_slice())
     }
@@ -330,8 +395,8 @@ impl Guide {
         self.matcher
             .consume_token(token)
             .map_err(|e| ConstraintError::Grammar(first_lines(&e.to_string())))?;
-        if let Some((guard, words)) = &mut self.numbers {
-            guard.take(words.all.get(token as usize).map_or(&[], Vec::as_slice));
+        if let Some(numbers) = &mut self.numbers {
+            numbers.take(token);
         }
         Ok(if self.matcher.is_stopped() { Progress::Complete } else { Progress::Open })
     }

@@ -19,3 +19,9 @@ fn the_openai_package_completes_embeds_samples_and_constrains() {
         assert!(log.contains(endpoint), "{endpoint} is recorded");
     }
 }
+
+#[test]
+fn the_openai_package_chooses_which_tool_is_called() {
+    let device = Device::serving(&root().join("packaging/demo-model/fulmar-demo.gguf"), &[]);
+    device.run_client("openai_tools.py");
+}

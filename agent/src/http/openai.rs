@@ -3,6 +3,7 @@
 //! A field that would change the answer and is not served is refused by its name; the fields that
 //! change nothing here (`user`, `metadata`, `store`, `service_tier`) are accepted and unused.
 
+use fulmar_inference::chat::{Calls, ToolChoice, ToolOffer};
 use fulmar_inference::engine::{Prompt, Request};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -36,9 +37,8 @@ struct Chat {
     #[serde(default)]
     tools: Option<Vec<Value>>,
     #[serde(default)]
-    tool_choice: Option<Value>,
+    tool_choice: Option<Choice>,
     #[serde(default)]
-    #[expect(dead_code, reason = "tool calls are parsed from the text, however many there are")]
     parallel_tool_calls: Option<bool>,
     #[serde(default)]
     chat_template_kwargs: Option<Map<String, Value>>,
@@ -51,6 +51,38 @@ struct Chat {
     #[serde(default)]
     #[expect(dead_code, reason = "changes nothing on a device")]
     service_tier: Option<String>,
+}
+
+/// Which tool is to be called.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected \"none\", \"auto\", \"required\" or \
+                 {\"type\": \"function\", \"function\": {\"name\": …}}"
+)]
+enum Choice {
+    Word(Word),
+    Named(Named),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Word {
+    None,
+    Auto,
+    Required,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum Named {
+    Function { function: FunctionName },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FunctionName {
+    name: String,
 }
 
 impl ChatRequest {
@@ -138,25 +170,37 @@ impl ChatRequest {
         }
     }
 
-    fn tools(&self) -> Result<Option<Value>, ApiError> {
-        let choice = self.chat.tool_choice.as_ref();
-        match choice.map(|choice| choice.as_str().ok_or(choice)) {
-            Some(Ok("none")) => return Ok(None),
-            None | Some(Ok("auto")) => {}
-            Some(Ok(other)) => {
-                return Err(ApiError::invalid(
-                    Some("tool_choice"),
-                    format!("tool_choice is {other:?}; auto and none are served"),
-                ));
+    /// The tools on offer; none where none may be called.
+    fn tools(&self) -> Result<Option<ToolOffer>, ApiError> {
+        let tools = self.chat.tools.clone().filter(|tools| !tools.is_empty());
+        let choice = match self.chat.tool_choice.clone() {
+            None => ToolChoice::Auto,
+            Some(Choice::Word(Word::None)) => return Ok(None),
+            Some(Choice::Word(Word::Auto)) => ToolChoice::Auto,
+            Some(Choice::Word(Word::Required)) => ToolChoice::Required,
+            Some(Choice::Named(Named::Function { function })) => {
+                ToolChoice::Function(function.name)
             }
-            Some(Err(_)) => {
-                return Err(ApiError::invalid(
-                    Some("tool_choice"),
-                    "tool_choice names a function; auto and none are served",
-                ));
+        };
+        let calls = match self.chat.parallel_tool_calls {
+            Some(false) => Calls::One,
+            None | Some(true) => Calls::Many,
+        };
+        match (tools, choice) {
+            (None, ToolChoice::Auto) => Ok(None),
+            (None, _) => Err(ApiError::invalid(
+                Some("tool_choice"),
+                "tool_choice asks for a call, and there are no tools",
+            )),
+            (Some(tools), choice) => {
+                // A function that is named is called once.
+                let calls = match choice {
+                    ToolChoice::Function(_) => Calls::One,
+                    ToolChoice::Auto | ToolChoice::Required => calls,
+                };
+                Ok(Some(ToolOffer { tools: Value::Array(tools), choice, calls }))
             }
         }
-        Ok(self.chat.tools.clone().filter(|tools| !tools.is_empty()).map(Value::Array))
     }
 }
 
@@ -213,7 +257,6 @@ mod tests {
             (r#","n":2"#, "n"),
             (r#","logit_bias":{"x":1}"#, "logit_bias"),
             (r#","top_logprobs":2"#, "top_logprobs"),
-            (r#","tool_choice":"required""#, "tool_choice"),
             (r#","grammar":"root ::= 1","response_format":{"type":"json_object"}"#, "grammar"),
         ] {
             let (message, param) = refused(extra);
@@ -223,15 +266,35 @@ mod tests {
     }
 
     #[test]
-    fn tools_are_left_out_when_none_may_be_called() {
-        let with = |choice: &str| {
-            let extra = format!(r#","tools":[{{"type":"function"}}],"tool_choice":"{choice}""#);
+    fn the_choice_of_a_tool_is_understood_in_all_its_forms() {
+        let offer = |fields: &str| {
+            let extra = format!(r#","tools":[{{"type":"function"}}]{fields}"#);
             match parse(&extra).unwrap().prompt {
-                Prompt::Chat { tools, .. } => tools.is_some(),
+                Prompt::Chat { tools, .. } => tools.map(|offer| (offer.choice, offer.calls)),
                 _ => unreachable!(),
             }
         };
-        assert!(with("auto"));
-        assert!(!with("none"));
+        let (auto, many) = (ToolChoice::Auto, Calls::Many);
+        assert_eq!(offer(r#","tool_choice":"none""#), None);
+        assert_eq!(offer(""), Some((auto.clone(), many)));
+        assert_eq!(
+            offer(r#","tool_choice":"auto","parallel_tool_calls":true"#),
+            Some((auto, many))
+        );
+        assert_eq!(
+            offer(r#","tool_choice":"required","parallel_tool_calls":false"#),
+            Some((ToolChoice::Required, Calls::One))
+        );
+        assert_eq!(
+            offer(r#","tool_choice":{"type":"function","function":{"name":"f"}}"#),
+            Some((ToolChoice::Function("f".into()), Calls::One))
+        );
+        for extra in [
+            r#","tool_choice":"required""#,
+            r#","tool_choice":"any""#,
+            r#","tool_choice":{"type":"allowed_tools"}"#,
+        ] {
+            assert_eq!(refused(extra).1.as_deref(), Some("tool_choice"), "{extra}");
+        }
     }
 }

@@ -6,6 +6,8 @@
 
 use serde_json::Value as Json;
 
+use super::calls::Calls;
+
 /// How a family of models writes tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -50,7 +52,9 @@ impl Family {
         match self {
             Self::Llama3 => &["{"],
             Self::Gemma => &["{", "[", "```json", "```tool_code", "```tool_call"],
-            Self::Plain | Self::Hermes | Self::Phi4 => &[],
+            // Where the vocabulary makes the marks control tokens, they are not in the text.
+            Self::Phi4 => &["[{"],
+            Self::Plain | Self::Hermes => &[],
         }
     }
 }
@@ -160,6 +164,7 @@ pub struct OutputParser {
     has_reasoning: bool,
     has_calls: bool,
     was_reasoning: bool,
+    limit: Calls,
 }
 
 impl OutputParser {
@@ -179,20 +184,36 @@ impl OutputParser {
             has_reasoning: false,
             has_calls: false,
             was_reasoning: start == Start::Reasoning,
+            limit: Calls::Many,
         }
+    }
+
+    /// With this limit on calls. Behind the last one the answer is over: what the model says there
+    /// is not given out.
+    #[must_use]
+    pub fn with_calls(self, limit: Calls) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// Whether the answer is over, because it holds as many calls as it may.
+    pub fn is_over(&self) -> bool {
+        self.limit == Calls::One && self.has_calls
     }
 
     /// Takes more of the answer; gives what is decided by it.
     pub fn push(&mut self, text: &str) -> Vec<Delta> {
         self.waiting.push_str(text);
         let mut deltas = Vec::new();
-        while self.step(&mut deltas) {}
+        while !self.is_over() && self.step(&mut deltas) {}
         deltas
     }
 
     /// Ends the answer; gives the rest.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
+        if self.is_over() {
+            return deltas;
+        }
         let waiting = std::mem::take(&mut self.waiting);
         match self.mode {
             Mode::Reasoning => self.reasoning(waiting.trim_end(), &mut deltas),
@@ -309,7 +330,8 @@ impl OutputParser {
         match calls {
             Some(calls) => {
                 self.has_calls = true;
-                deltas.extend(calls.into_iter().map(Delta::ToolCall));
+                let most = if self.limit == Calls::One { 1 } else { usize::MAX };
+                deltas.extend(calls.into_iter().take(most).map(Delta::ToolCall));
             }
             None => {
                 let text = std::mem::take(&mut self.blanks) + text;
@@ -483,6 +505,7 @@ mod tests {
             (Family::Llama3, "<function=get_weather>{\"city\": \"Paris\"}</function>".repeat(2)),
             (Family::Phi4, format!("<|tool_call|>[{call}, {call}]<|/tool_call|>")),
             (Family::Phi4, format!("functools[{call}, {call}]")),
+            (Family::Phi4, format!("[{call}, {call}]")),
             (Family::Gemma, format!("```json\n[{parameters}, {parameters}]\n```")),
             (Family::Gemma, format!("\n[{call}, {{\"type\":\"function\",\"function\":{call}}}]")),
         ];
@@ -512,6 +535,7 @@ mod tests {
             (Family::Llama3, "{\"answer\": 42}"),
             (Family::Llama3, "{not json"),
             (Family::Phi4, "functools[1]"),
+            (Family::Phi4, "[{\"a\": 1}]"),
             (Family::Gemma, "```json\n{\"a\": 1}\n```\nand more"),
             (Family::Plain, "{\"name\": \"x\", \"arguments\": {}}"),
             (Family::Gemma, "  spaces "),
@@ -523,6 +547,31 @@ mod tests {
         let json = "{\"name\": \"x\", \"parameters\": {}}";
         let output = parse_output(Family::Llama3, Tools::None, Start::Content, json);
         assert_eq!((output.content.as_str(), output.tool_calls.len()), (json, 0));
+    }
+
+    #[test]
+    fn behind_the_last_call_that_it_may_hold_the_answer_is_over() {
+        let call = r#"{"name": "get_weather", "arguments": {"city": "Rome"}}"#;
+        for (family, text) in [
+            (
+                Family::Hermes,
+                format!("<tool_call>{call}</tool_call>\n<tool_call>{call}</tool_call>"),
+            ),
+            (Family::Phi4, format!("functools[{call}, {call}] and more")),
+            (Family::Llama3, format!("{call}; {call}")),
+        ] {
+            let mut parser =
+                OutputParser::new(family, Tools::Offered, Start::Content).with_calls(Calls::One);
+            let mut deltas = parser.push(&text);
+            assert_eq!(parser.is_over(), family == Family::Hermes);
+            deltas.extend(parser.finish());
+            let expected: &[Delta] = match family {
+                // What is no call as a whole is content.
+                Family::Phi4 => &[Delta::Content(text)],
+                _ => &[Delta::ToolCall(weather("Rome"))],
+            };
+            assert_eq!(deltas, expected, "{family:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::chat::{self, Calls, Family, Start, ToolChoice, ToolOffer, Tools, parse_output};
 
 /// One token per byte, and an end token.
 fn bytes() -> Vocabulary {
@@ -209,4 +210,103 @@ fn numbers_stay_within_what_readers_hold_and_bounds_are_kept() {
     for outside in ["-5", "-5.0", "-5.5", "-5.50"] {
         assert!(!accepts(&between, outside), "{outside}");
     }
+}
+
+/// Whether the whole text follows the shape.
+fn follows(shape: &Shape<'_>, text: &str) -> bool {
+    let vocabulary = bytes();
+    let mut guide = vocabulary.compile_shape(shape).expect("a guide").expect("not free");
+    for byte in text.bytes() {
+        if !allows(guide.mask().expect("a mask"), u32::from(byte)) {
+            return false;
+        }
+        guide.take(u32::from(byte)).expect("an allowed token");
+    }
+    allows(guide.mask().expect("a mask"), END)
+}
+
+fn calls(family: Family, limit: Calls) -> String {
+    let schema = json!({
+        "type": "object",
+        "properties": { "city": { "$ref": "#/$defs/city" } },
+        "required": ["city"],
+        "additionalProperties": false,
+        "$defs": { "city": { "enum": ["Rome", "Oslo"] } },
+    });
+    let offer = ToolOffer {
+        tools: json!([
+            { "type": "function", "function": { "name": "get_weather", "parameters": schema } },
+            { "type": "function", "function": { "name": "now" } },
+        ]),
+        choice: ToolChoice::Required,
+        calls: limit,
+    };
+    let functions = chat::functions(&offer).expect("functions");
+    chat::calls_grammar(family, &functions, limit, arguments)
+}
+
+#[test]
+fn calls_follow_each_familys_syntax_and_the_functions_schemas() {
+    let weather = |key: &str| format!(r#"{{"name": "get_weather", "{key}": {{"city": "Rome"}}}}"#);
+    let now = |key: &str| format!(r#"{{"name": "now", "{key}": {{}}}}"#);
+    let hermes = |call: &str| format!("<tool_call>\n{call}\n</tool_call>");
+    let (a, p) = ("arguments", "parameters");
+    for (family, one, two) in [
+        (
+            Family::Hermes,
+            hermes(&weather(a)),
+            format!("{}\n{}", hermes(&weather(a)), hermes(&now(a))),
+        ),
+        (Family::Llama3, weather(p), format!("{}; {}", weather(p), now(p))),
+        (
+            Family::Phi4,
+            format!("functools[{}]", weather(a)),
+            format!("functools[{}, {}]", weather(a), now(a)),
+        ),
+        (Family::Gemma, weather(p), format!("[{}, {}]", weather(p), now(p))),
+    ] {
+        let many = calls(family, Calls::Many);
+        let many = Shape { calls: Some(&many), ..Shape::default() };
+        assert!(follows(&many, &two), "{family:?}: {two}");
+        assert!(!follows(&many, &two.replace("Rome", "Bonn")), "{family:?}");
+        assert!(!follows(&many, &two.replace("get_weather", "get_time")), "{family:?}");
+        assert!(!follows(&many, "Let me see."), "{family:?}");
+        let single = calls(family, Calls::One);
+        let single = Shape { calls: Some(&single), ..Shape::default() };
+        assert!(follows(&single, &one) && !follows(&single, &two), "{family:?}");
+        let parsed = parse_output(family, Tools::Offered, Start::Content, &two);
+        assert_eq!((parsed.tool_calls.len(), parsed.content.as_str()), (2, ""), "{family:?}");
+    }
+}
+
+#[test]
+fn reasoning_is_free_and_what_follows_it_is_not() {
+    let schema = Constraint::JsonSchema(json!({ "type": "array", "items": { "type": "integer" } }));
+    let begun =
+        Shape { constraint: Some(&schema), reasoning: Reasoning::Begun, ..Shape::default() };
+    assert!(follows(&begun, "say \"1234567890123456789\" < 2\n</think>\n\n[1,2]"));
+    assert!(follows(&begun, "</think>[1]"));
+    for bad in
+        ["[1]", "never ends", "so</think> [1", "so</think>x", "</think>[12345678901234567890]"]
+    {
+        assert!(!follows(&begun, bad), "{bad}");
+    }
+    let grammar = calls(Family::Hermes, Calls::One);
+    let possible =
+        Shape { calls: Some(&grammar), reasoning: Reasoning::Possible, ..Shape::default() };
+    let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+    assert!(follows(&possible, call));
+    assert!(follows(&possible, &format!("<think>\nhm\n</think>\n\n{call}")));
+    assert!(!follows(&possible, &format!("hm</think>{call}")));
+    assert!(!follows(&possible, &format!("<think>hm{call}")));
+}
+
+#[test]
+fn calls_or_content_may_stand_beside_each_other() {
+    let schema = Constraint::JsonSchema(json!({ "const": "done" }));
+    let grammar = calls(Family::Hermes, Calls::One);
+    let either = Shape { constraint: Some(&schema), calls: Some(&grammar), ..Shape::default() };
+    assert!(follows(&either, "\"done\""));
+    assert!(follows(&either, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>"));
+    assert!(!follows(&either, "other"));
 }

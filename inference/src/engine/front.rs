@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::chat::ChatTemplate;
-use crate::constraint::{ConstraintError, Guide, Vocabulary};
-use crate::engine::Constraint;
+use crate::constraint::{ConstraintError, Vocabulary};
 use crate::model::Pooling;
 use crate::tokenizer::Tokenizer;
 
@@ -39,8 +38,8 @@ impl Front {
         Self { name, ordinal, tokenizer, template, pooling, context_tokens, vocab_len, vocabulary }
     }
 
-    /// Compiles a constraint against the model's vocabulary.
-    pub(crate) fn guide(&self, constraint: &Constraint) -> Result<Guide, ConstraintError> {
+    /// The model's vocabulary, ready to compile constraints against.
+    pub(crate) fn vocabulary(&self) -> Result<&Vocabulary, ConstraintError> {
         let vocabulary = self.vocabulary.get_or_init(|| {
             let count = self.tokenizer.vocab_len() as u32;
             // Tokens that are not text can't be part of a constrained one.
@@ -49,7 +48,7 @@ impl Front {
             let words: Vec<Vec<u8>> = (0..count).map(|id| word(id).to_vec()).collect();
             Vocabulary::new(words, self.tokenizer.ends())
         });
-        vocabulary.as_ref().map_err(Clone::clone)?.compile(constraint)
+        vocabulary.as_ref().map_err(Clone::clone)
     }
 }
 

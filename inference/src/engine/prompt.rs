@@ -6,7 +6,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Shared;
@@ -15,12 +14,17 @@ use super::front::Front;
 use super::loaded::Work;
 use super::queue::Place;
 use super::request::{
-    EmbedRequest, Event, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX, STOPS_MAX,
+    Constraint, EmbedRequest, Event, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX,
+    STOPS_MAX,
 };
 use super::runner::Job;
 use super::sequence::{Kind, Sequence};
 use super::vector::Vector;
-use crate::chat::{self, ChatError, Family, OutputParser, RenderInput, Tools};
+use crate::chat::{
+    self, Calls, ChatError, Family, Function, OutputParser, RenderInput, Start, ToolChoice,
+    ToolOffer, Tools,
+};
+use crate::constraint::{Reasoning, Shape};
 use crate::sampler::Sampler;
 use crate::tokenizer::{Special, Tokenizer};
 
@@ -34,7 +38,10 @@ pub(super) fn generate(
     let front = front(shared, &request.model)?;
     check(&request)?;
     place.hold(prompt_bytes(&request.prompt))?;
-    let (tokens, parser) = tokens(&front, &request.prompt, shared.options.template_now_s)?;
+    // An answer that must be calls has no content that could follow a constraint.
+    let constraint = request.constraint.as_ref().filter(|_| !must_call(&request.prompt));
+    let Read { tokens, parser, calls, reasoning } =
+        read(&front, &request.prompt, constraint, shared.options.template_now_s)?;
     place.hold(size_of_val(tokens.as_slice()) as u64)?;
     let room = front.context_tokens.saturating_sub(tokens.len());
     if room == 0 {
@@ -45,7 +52,11 @@ pub(super) fn generate(
     let seed = request.sampling.seed.unwrap_or_else(fresh_seed);
     let sampler = Sampler::new(request.sampling, seed, front.vocab_len)
         .map_err(|e| Refused::Invalid { field: e.field, reason: e.reason })?;
-    let guide = request.constraint.as_ref().map(|c| front.guide(c)).transpose()?;
+    let shape = Shape { constraint, calls: calls.as_deref(), reasoning };
+    let guide = match shape {
+        Shape { constraint: None, calls: None, .. } => None,
+        shape => front.vocabulary()?.compile_shape(&shape)?,
+    };
     let ask = Ask {
         place,
         sampler,
@@ -110,34 +121,63 @@ fn prompt_bytes(prompt: &Prompt) -> u64 {
         Prompt::Text(text) => text.len(),
         Prompt::Tokens(tokens) => size_of_val(tokens.as_slice()),
         Prompt::Chat { messages, tools, .. } => {
+            let tools = tools.as_ref().map(|offer| &offer.tools);
             messages.iter().chain(tools).map(|value| value.to_string().len()).sum()
         }
     };
     bytes as u64
 }
 
-/// The prompt's tokens and, for a conversation, what takes its answer apart.
-fn tokens(
+/// A prompt, read.
+struct Read {
+    tokens: Vec<u32>,
+    /// For a conversation, what takes its answer apart.
+    parser: Option<OutputParser>,
+    /// The grammar of the calls that the answer must hold.
+    calls: Option<String>,
+    /// Whether the answer may reason before what it must hold.
+    reasoning: Reasoning,
+}
+
+impl Read {
+    /// Nothing is known of the answer.
+    fn plain(tokens: Vec<u32>) -> Self {
+        Self { tokens, parser: None, calls: None, reasoning: Reasoning::None }
+    }
+}
+
+fn must_call(prompt: &Prompt) -> bool {
+    matches!(prompt, Prompt::Chat { tools: Some(offer), .. } if offer.choice != ToolChoice::Auto)
+}
+
+fn read(
     front: &Front,
     prompt: &Prompt,
+    constraint: Option<&Constraint>,
     template_now_s: Option<i64>,
-) -> Result<(Vec<u32>, Option<OutputParser>), Refused> {
-    let (tokens, parser) = match prompt {
-        Prompt::Tokens(tokens) => (tokens.clone(), None),
-        Prompt::Text(text) => (plain(&front.tokenizer, text), None),
+) -> Result<Read, Refused> {
+    let read = match prompt {
+        Prompt::Tokens(tokens) => Read::plain(tokens.clone()),
+        Prompt::Text(text) => Read::plain(plain(&front.tokenizer, text)),
         Prompt::Chat { messages, tools, template_kwargs } => {
-            let now_s = template_now_s.unwrap_or_else(now_s);
-            chat(front, messages, tools.as_ref(), template_kwargs, now_s)?
+            let input = RenderInput {
+                messages,
+                tools: tools.as_ref().map(|offer| &offer.tools),
+                kwargs: template_kwargs,
+                add_generation_prompt: true,
+                now_s: template_now_s.unwrap_or_else(now_s),
+            };
+            chat(front, &input, tools.as_ref(), constraint)?
         }
     };
     let invalid = |reason| Err(Refused::Invalid { field: "prompt", reason });
-    if tokens.is_empty() {
+    if read.tokens.is_empty() {
         return invalid("has no tokens".to_owned());
     }
-    if let Some(id) = tokens.iter().find(|id| **id as usize >= front.vocab_len) {
+    if let Some(id) = read.tokens.iter().find(|id| **id as usize >= front.vocab_len) {
         return invalid(format!("names token {id}, the model has {}", front.vocab_len));
     }
-    Ok((tokens, parser))
+    Ok(read)
 }
 
 /// The clock's seconds since 1970.
@@ -156,22 +196,70 @@ fn plain(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 
 fn chat(
     front: &Front,
-    messages: &[Value],
-    tools: Option<&Value>,
-    kwargs: &Value,
-    now_s: i64,
-) -> Result<(Vec<u32>, Option<OutputParser>), Refused> {
+    input: &RenderInput<'_>,
+    tools: Option<&ToolOffer>,
+    constraint: Option<&Constraint>,
+) -> Result<Read, Refused> {
     let refused = |error: ChatError| Refused::Template(error.to_string());
     let template = match &front.template {
         Ok(Some(template)) => template,
         Ok(None) => return Err(refused(ChatError::NoTemplate)),
         Err(reason) => return Err(Refused::Template(reason.clone())),
     };
-    let input = RenderInput { messages, tools, kwargs, add_generation_prompt: true, now_s };
-    let encoded = chat::encode(template, &front.tokenizer, &input).map_err(refused)?;
-    let offered = if tools.is_some() { Tools::Offered } else { Tools::None };
-    let family = Family::of_template(template.source());
-    Ok((encoded.ids, Some(OutputParser::new(family, offered, encoded.start))))
+    let functions = tools.map(chat::functions).transpose();
+    let functions = functions.map_err(|e| Refused::Invalid { field: e.field, reason: e.reason })?;
+    let encoded = chat::encode(template, &front.tokenizer, input).map_err(refused)?;
+    let mut family = Family::of_template(template.source());
+    if family == Family::Plain && tools.is_some() {
+        // Without a syntax of its own, the model is told to answer in JSON, as Gemma is.
+        family = Family::Gemma;
+    }
+    let calls = match (tools, &functions) {
+        // A constraint on the content must leave a way to call.
+        (Some(offer), Some(functions))
+            if offer.choice != ToolChoice::Auto || constraint.is_some() =>
+        {
+            Some(calls(front, family, functions, offer.calls)?)
+        }
+        _ => None,
+    };
+    let reasoning = match encoded.start {
+        Start::Reasoning => Reasoning::Begun,
+        // A model that reasons may do so before it calls, unless the template has closed that.
+        Start::Content
+            if calls.is_some()
+                && template.source().contains("<think>")
+                && !encoded.text.trim_end().ends_with("</think>") =>
+        {
+            Reasoning::Possible
+        }
+        Start::Content => Reasoning::None,
+    };
+    let (offered, limit) = match tools {
+        Some(offer) => (Tools::Offered, offer.calls),
+        None => (Tools::None, Calls::Many),
+    };
+    let parser = OutputParser::new(family, offered, encoded.start).with_calls(limit);
+    Ok(Read { tokens: encoded.ids, parser: Some(parser), calls, reasoning })
+}
+
+/// The grammar of calls of these functions; each one's schema is tried alone first, so that a
+/// refusal says whose it is.
+fn calls(
+    front: &Front,
+    family: Family,
+    functions: &[Function],
+    limit: Calls,
+) -> Result<String, Refused> {
+    let vocabulary = front.vocabulary()?;
+    for function in functions {
+        let schema = Constraint::JsonSchema(function.parameters.clone());
+        vocabulary.compile(&schema).map_err(|error| Refused::Invalid {
+            field: "tools",
+            reason: format!("the parameters of {:?}: {error}", function.name),
+        })?;
+    }
+    Ok(chat::calls_grammar(family, functions, limit, crate::constraint::arguments))
 }
 
 /// A vector that comes later.
@@ -192,7 +280,7 @@ pub(super) fn embed(
     let mut replies = Vec::with_capacity(inputs.len());
     let mut total = 0u32;
     for input in inputs {
-        let (mut tokens, _) = tokens(&front, input, shared.options.template_now_s)?;
+        let mut tokens = read(&front, input, None, shared.options.template_now_s)?.tokens;
         if let (true, Prompt::Text(_), Some(eos)) =
             (front.tokenizer.add_eos(), input, front.tokenizer.eos())
         {

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::chat::ToolOffer;
+
 /// One request to generate text.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -65,8 +67,8 @@ pub enum Prompt {
     Chat {
         /// The conversation, oldest first.
         messages: Vec<Value>,
-        /// Tools that the model may call.
-        tools: Option<Value>,
+        /// Tools that the model may or must call.
+        tools: Option<ToolOffer>,
         /// More names for the template, such as `enable_thinking`. Null or an object.
         template_kwargs: Value,
     },

@@ -1,5 +1,6 @@
 //! The engine's properties, over a backend whose logits depend on every token in the cache.
 
+mod calls;
 mod failures;
 mod fairness;
 mod texts;

@@ -38,6 +38,8 @@ pub struct Sample {
     pub weight_type: TensorType,
     /// Same seed, same bytes.
     pub seed: u64,
+    /// The chat template; a plain one where none is given.
+    pub template: Option<String>,
 }
 
 /// Why a sample could not be made.
@@ -72,6 +74,7 @@ impl Sample {
             window: 24,
             weight_type: TensorType::F32,
             seed: 1,
+            template: None,
         }
     }
 
@@ -186,7 +189,7 @@ impl Sample {
         writer.set("tokenizer.ggml.eos_token_id", end);
         writer.set("tokenizer.ggml.padding_token_id", end - 2);
         writer.set("tokenizer.ggml.add_bos_token", false);
-        writer.set("tokenizer.chat_template", TEMPLATE);
+        writer.set("tokenizer.chat_template", self.template.as_deref().unwrap_or(TEMPLATE));
     }
 }
 
