@@ -33,6 +33,28 @@ pub(crate) struct Tile {
     pub(crate) width: usize,
 }
 
+/// Neighbouring tiles of one width; only a run of one tile may lack tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) first: usize,
+    /// Tokens that exist.
+    pub(crate) tokens: usize,
+    /// Tokens of a tile.
+    pub(crate) width: usize,
+    pub(crate) tiles: usize,
+}
+
+impl Run {
+    /// Whether every token that the kernel computes exists.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.tokens == self.tiles * self.width
+    }
+
+    pub(crate) fn tile(&self) -> Tile {
+        Tile { first: self.first, tokens: self.tokens.min(self.width), width: self.width }
+    }
+}
+
 /// The forms that the multiplied matrices need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Forms {
@@ -62,6 +84,8 @@ pub struct Activations {
     forms: Forms,
     tiles: Vec<Tile>,
     codes: Buffer,
+    /// Per token: 0, or not a number where a value is not finite.
+    starts: Vec<f32>,
     floats: Buffer,
 }
 
@@ -85,6 +109,7 @@ impl Activations {
             forms: Forms::default(),
             tiles: Vec::new(),
             codes: Buffer::zeroed(rows * cells(columns_max) * record_bytes(1))?,
+            starts: vec![0.0; rows],
             floats: Buffer::zeroed(rows * columns_max * 4)?,
         })
     }
@@ -118,8 +143,39 @@ impl Activations {
 
     /// The records of a tile.
     pub(crate) fn codes_of(&self, tile: Tile) -> &[u8] {
-        let cells = cells(self.columns);
-        &self.codes[tile.first * cells * record_bytes(1)..][..cells * record_bytes(tile.width)]
+        &self.codes[self.codes_at(tile)..][..self.cells() * record_bytes(tile.width)]
+    }
+
+    fn codes_at(&self, tile: Tile) -> usize {
+        tile.first * self.cells() * record_bytes(1)
+    }
+
+    fn cells(&self) -> usize {
+        cells(self.columns)
+    }
+
+    /// The tiles as runs of at most `tiles_max` tiles.
+    pub(crate) fn runs(&self, tiles_max: usize) -> impl Iterator<Item = Run> {
+        let alike = |a: &Tile, b: &Tile| a.width == b.width && b.tokens == b.width;
+        self.tiles.chunk_by(alike).flat_map(move |tiles| tiles.chunks(tiles_max)).map(|tiles| Run {
+            first: tiles[0].first,
+            tokens: tiles.iter().map(|tile| tile.tokens).sum(),
+            width: tiles[0].width,
+            tiles: tiles.len(),
+        })
+    }
+
+    /// The records of a run's first `cells` cells tile by tile, and how far apart the tiles are.
+    pub(crate) fn codes_of_run(&self, run: Run, cells: usize) -> (&[u8], usize) {
+        let tile_bytes = self.cells() * record_bytes(run.width);
+        let all = &self.codes[self.codes_at(run.tile())..][..run.tiles * tile_bytes];
+        assert!(run.tiles > 0 && cells <= self.cells(), "cells of a run");
+        (all, tile_bytes)
+    }
+
+    /// What the sums of a run's tokens start from.
+    pub(crate) fn starts_of(&self, run: Run) -> &[f32] {
+        &self.starts[run.first..][..run.tiles * run.width]
     }
 
     /// The floats of a tile: `[columns][width]`.
@@ -146,12 +202,14 @@ impl Activations {
         let rows = tokens + DIRECT_TOKENS;
         assert!(rows * padded * record_bytes(1) <= self.codes.len(), "room for codes");
         assert!(rows * columns * 4 <= self.floats.len(), "room for floats");
+        assert!(rows <= self.starts.len(), "room for tokens");
         assert!(tokens * state_columns <= states.len(), "a state for every token");
         (self.tokens, self.columns, self.forms) = (tokens, columns, forms);
         split(tokens, self.isa, &mut self.tiles);
         let (isa, tiles) = (self.isa, &self.tiles);
         let codes = Disjoint::new(&mut self.codes);
         let floats = Disjoint::new(self.floats.as_mut_slice::<f32>());
+        let starts = Disjoint::new(&mut self.starts);
         let states = Disjoint::new(states);
         let each = |_: usize, index: usize| {
             let tile = tiles[index];
@@ -172,8 +230,11 @@ impl Activations {
                 with_row(padded * 32, columns, |values| {
                     row(token, state, &mut values[..columns]);
                     if forms.codes {
-                        // SAFETY: `values` and `codes` hold whole cells of this tile.
-                        unsafe { quantise(isa, values, codes, tile.width, t) }
+                        // SAFETY: `values` and `codes` hold whole cells of this tile; one part per
+                        // token.
+                        unsafe {
+                            starts.slice(token, 1)[0] = quantise(isa, values, codes, tile.width, t);
+                        }
                     }
                     if forms.floats {
                         for (to, from) in floats.chunks_exact_mut(tile.width).zip(&*values) {
@@ -202,9 +263,11 @@ fn with_row(padded: usize, columns: usize, f: impl FnOnce(&mut [f32])) {
     });
 }
 
+/// Quantises a token's row, and says what its sums start from.
+///
 /// # Safety
 /// `codes` is the records of a tile `width` wide for as many whole cells as `values` has.
-unsafe fn quantise(isa: Isa, values: &[f32], codes: &mut [u8], width: usize, token: usize) {
+unsafe fn quantise(isa: Isa, values: &[f32], codes: &mut [u8], width: usize, token: usize) -> f32 {
     let cells = values.len() / 32;
     debug_assert!(codes.len() == cells * record_bytes(width) && token < width);
     let kernel =

@@ -16,10 +16,8 @@ use crate::simd::{Kernel, Simd};
 
 /// Tokens of one direct tile at most.
 pub(crate) const DIRECT_TOKENS: usize = 8;
-/// Groups in a panel.
-pub(crate) const PANEL_GROUPS: usize = 2;
 /// How far ahead of use weights are fetched.
-const AHEAD_BYTES: usize = 16 << 10;
+pub(crate) const AHEAD_BYTES: usize = 16 << 10;
 
 /// Bytes of a cell of 32 activations of a tile of `tokens`: `[tokens][32]` codes, then per token
 /// scale, scale times sum of codes, and minus the sums of codes of the whole cell, its first half and its
@@ -29,11 +27,11 @@ pub(crate) const fn record_bytes(tokens: usize) -> usize {
 }
 
 /// What a cell of activations says about token `t` of `T`.
-struct Record<const T: usize>(*const u8);
+pub(crate) struct Record<const T: usize>(pub(crate) *const u8);
 
 impl<const T: usize> Record<T> {
     #[inline(always)]
-    unsafe fn codes(&self, t: usize) -> *const i8 {
+    pub(crate) unsafe fn codes(&self, t: usize) -> *const i8 {
         self.0.add(t * 32).cast()
     }
     #[inline(always)]
@@ -44,9 +42,14 @@ impl<const T: usize> Record<T> {
     unsafe fn scaled_sum<S: Simd>(&self, t: usize) -> S::F {
         S::splat(self.0.add(T * 36 + t * 4).cast::<f32>().read_unaligned())
     }
+    /// The bits of the scale, a power of two.
+    #[inline(always)]
+    pub(crate) unsafe fn scale_bits<S: Simd>(&self, t: usize) -> S::I {
+        S::spread(self.0.add(T * 32 + t * 4))
+    }
     /// Minus the sum of codes: of the cell, or of half `h` where there are two.
     #[inline(always)]
-    unsafe fn minus_sum<S: Simd>(&self, t: usize, halves: usize, h: usize) -> S::I {
+    pub(crate) unsafe fn minus_sum<S: Simd>(&self, t: usize, halves: usize, h: usize) -> S::I {
         let of = if halves == 1 { 40 } else { 44 + 4 * h };
         S::spread(self.0.add(T * of + t * 4))
     }
@@ -60,7 +63,7 @@ unsafe fn add_cell<S: Simd>(acc: S::F, dot: S::I, weight_scale: S::F, scale: S::
 
 /// Adds one (half) cell's minimum.
 #[inline(always)]
-unsafe fn add_minimum<S: Simd, const T: usize>(
+pub(crate) unsafe fn add_minimum<S: Simd, const T: usize>(
     acc: S::F,
     minimum: S::F,
     record: &Record<T>,
@@ -162,146 +165,5 @@ unsafe fn dot<S: Simd, L: Layout>(acc: S::I, w: [S::I; 4], x: *const i8) -> S::I
         8 => S::dot16::<8>(acc, w, x),
         6 => S::dot16::<6>(acc, w, x),
         _ => S::dot16::<5>(acc, w, x),
-    }
-}
-
-/// Bytes of a panel's cell: per group eight code registers, two scales and two minimums.
-pub(crate) const fn panel_cell_bytes(lanes: usize) -> usize {
-    PANEL_GROUPS * (8 * 4 + 4 * 4) * lanes
-}
-
-/// Where the scales of a panel's cell start.
-const fn panel_scales(lanes: usize) -> usize {
-    PANEL_GROUPS * 8 * 4 * lanes
-}
-
-/// Unpacks one group into its place in a panel.
-pub(crate) struct Unpack<L: Layout> {
-    pub(crate) weights: *const u8,
-    pub(crate) blocks: usize,
-    pub(crate) panel: *mut u8,
-    /// 0 or 1: which of the panel's groups.
-    pub(crate) place: usize,
-    pub(crate) layout: std::marker::PhantomData<L>,
-}
-
-impl<L: Layout> Kernel for Unpack<L> {
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let mut block = self.weights;
-        let mut panel = self.panel;
-        for _ in 0..self.blocks {
-            let head = L::head::<S>(block);
-            let mut cell = block.add(L::HEAD * S::LANES);
-            for _ in 0..L::CELLS {
-                let bytes = cell_bytes::<L>() * S::LANES;
-                let mut line = 0;
-                while line < bytes {
-                    S::prefetch(cell.wrapping_add(AHEAD_BYTES + line));
-                    line += 64;
-                }
-                let (scales, minimums) = L::scales::<S>(cell, head);
-                let codes = L::codes::<S>(cell.add(L::SCALES * S::LANES));
-                for (j, codes) in codes.into_iter().enumerate() {
-                    S::store_i(panel.add((self.place * 8 + j) * S::LANES * 4), codes);
-                }
-                let floats = panel.add(panel_scales(S::LANES)).cast::<f32>();
-                for h in 0..L::HALVES {
-                    S::store(floats.add((self.place * 4 + h) * S::LANES), scales[h]);
-                    if L::MINIMUM {
-                        S::store(floats.add((self.place * 4 + 2 + h) * S::LANES), minimums[h]);
-                    }
-                }
-                cell = cell.add(bytes);
-                panel = panel.add(panel_cell_bytes(S::LANES));
-            }
-            block = cell;
-        }
-    }
-}
-
-/// A panel with `T` tokens. Output `t` of the panel's group `g`, row `r` goes to
-/// `out[g][t * stride + r]`.
-pub(crate) struct Panel<const BITS: u32, const HALVES: usize, const MINIMUM: bool, const T: usize> {
-    pub(crate) panel: *const u8,
-    pub(crate) cells: usize,
-    pub(crate) records: *const u8,
-    /// The layout's [`Layout::zero_bits`].
-    pub(crate) zero_bits: u32,
-    pub(crate) out: [*mut f32; PANEL_GROUPS],
-    pub(crate) stride: usize,
-}
-
-impl<const BITS: u32, const HALVES: usize, const MINIMUM: bool, const T: usize> Kernel
-    for Panel<BITS, HALVES, MINIMUM, T>
-{
-    type Output = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let mut acc = [[S::zero(); PANEL_GROUPS]; T];
-        let mut panel = self.panel;
-        let mut records = self.records;
-        for _ in 0..self.cells {
-            let record = Record::<T>(records);
-            for h in 0..HALVES {
-                panel_half::<S, BITS, HALVES, MINIMUM, T>(
-                    panel,
-                    &record,
-                    self.zero_bits,
-                    h,
-                    &mut acc,
-                );
-            }
-            panel = panel.add(panel_cell_bytes(S::LANES));
-            records = records.add(record_bytes(T));
-        }
-        for (t, acc) in acc.iter().enumerate() {
-            for (g, acc) in acc.iter().enumerate() {
-                S::store(self.out[g].add(t * self.stride), *acc);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn panel_half<
-    S: Simd,
-    const BITS: u32,
-    const HALVES: usize,
-    const MINIMUM: bool,
-    const T: usize,
->(
-    panel: *const u8,
-    record: &Record<T>,
-    zero_bits: u32,
-    h: usize,
-    acc: &mut [[S::F; PANEL_GROUPS]; T],
-) {
-    let mut dots = [[S::zero_i(); PANEL_GROUPS]; T];
-    for t in 0..T {
-        let start = S::shl32(record.minus_sum::<S>(t, HALVES, h), zero_bits);
-        dots[t] = [start; PANEL_GROUPS];
-    }
-    for half in if HALVES == 2 { h..h + 1 } else { 0..2 } {
-        let weights = panel.add(half * 4 * S::LANES * 4);
-        let x = record.codes(0).add(half * 16);
-        S::dot16_tile::<BITS, T>(&mut dots, weights, x);
-    }
-    let floats = panel.add(panel_scales(S::LANES)).cast::<f32>();
-    let scales = [S::load(floats.add(h * S::LANES)), S::load(floats.add((4 + h) * S::LANES))];
-    for t in 0..T {
-        let scale = record.scale::<S>(t);
-        for g in 0..PANEL_GROUPS {
-            acc[t][g] = add_cell::<S>(acc[t][g], dots[t][g], scales[g], scale);
-        }
-    }
-    if MINIMUM {
-        for g in 0..PANEL_GROUPS {
-            let minimum = S::load(floats.add((g * 4 + 2 + h) * S::LANES));
-            for t in 0..T {
-                acc[t][g] = add_minimum::<S, T>(acc[t][g], minimum, record, t, HALVES, h);
-            }
-        }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) const fn block_bytes<L: Layout>() -> usize {
 }
 
 /// No code means zero: a shift by this leaves nothing of the sum.
-const NO_ZERO: u32 = 32;
+pub(crate) const NO_ZERO: u32 = 32;
 
 /// Loads `N` registers of codes.
 #[inline(always)]

@@ -21,6 +21,7 @@ pub mod matrix;
 pub mod memory;
 pub mod ops;
 mod pack;
+mod panel;
 mod simd;
 pub mod sum;
 pub mod team;

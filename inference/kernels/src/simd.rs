@@ -112,6 +112,16 @@ pub(crate) trait Simd: Copy {
     unsafe fn spread(p: *const u8) -> Self::I;
     /// Every 32-bit lane shifted left; 0 where `bits` is above 31.
     unsafe fn shl32(a: Self::I, bits: u32) -> Self::I;
+    /// Every 32-bit lane shifted left by less than 32.
+    unsafe fn shl32_by<const BITS: u32>(a: Self::I) -> Self::I;
+    /// All bits of each lane that is not 0.
+    unsafe fn nonzero(a: Self::F) -> Self::I;
+    /// Bits of `a` where those of `mask` are set, else of `b`.
+    unsafe fn choose(mask: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// The bits of each lane.
+    unsafe fn bits(a: Self::F) -> Self::I;
+    /// Adds to the bits of each lane, as whole numbers that wrap.
+    unsafe fn add_bits(a: Self::F, bits: Self::I) -> Self::F;
     /// Every 16-bit lane shifted left, `bits` a constant up to 7.
     unsafe fn shl16(a: Self::I, bits: u32) -> Self::I;
     /// Every 16-bit lane shifted right, `bits` a constant up to 7.

@@ -87,9 +87,10 @@ fn product(isa: Isa, team: &Team, m: &Matrix, x: &[f32], tokens: usize) -> Vec<f
 fn rounded(x: &[f32], float: bool) -> Vec<f64> {
     let mut out = Vec::new();
     for cell in x.chunks(32) {
-        let scale = cell.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+        let largest = cell.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let scale = (largest / 127.0).max(1e-18).log2().ceil().exp2();
         for v in cell {
-            let code = if scale > 0.0 { (v * (1.0 / scale)).round_ties_even() } else { 0.0 };
+            let code = (v / scale).round_ties_even();
             out.push(if float { f64::from(*v) } else { f64::from(code) * f64::from(scale) });
         }
     }
@@ -194,6 +195,57 @@ fn a_gated_product_is_the_two_products_gated_whatever_the_types() {
                 let mut expected = vec![0.0; tokens * rows];
                 ops::gated(isa, Gate::Silu, &g, &u, &mut expected);
                 assert_eq!(out, expected, "{isa:?} {gate_type} {up_type} {tokens}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_shows_in_every_batch() {
+    let team = Team::new(2, Pinning::None);
+    for isa in Isa::available() {
+        for ty in [TensorType::Q8_0, TensorType::Q5_1, TensorType::Q6K] {
+            for tokens in [1, 16, 40] {
+                let (rows, columns) = (40, 512);
+                let mut w = weights(ty, rows, columns, 5);
+                let mut x = values(tokens * columns, 6);
+                x[300] = f32::INFINITY;
+                let out = product(isa, &team, &matrix(isa, &team, &w), &x, tokens);
+                assert!(out[..rows].iter().all(|y| !y.is_finite()), "{isa:?} {ty} {tokens}");
+                assert!(out[rows..].iter().all(|y| y.is_finite()), "{isa:?} {ty} {tokens}");
+                x[300] = 1.0;
+                // The scale of a block in row 2 becomes infinite: it is last in Q6_K's blocks.
+                let row = w.bytes.len() / rows;
+                let block = ty.block_bytes();
+                let at = 2 * row + block + if ty == TensorType::Q6K { block - 2 } else { 0 };
+                w.bytes[at..at + 2].copy_from_slice(&[0, 0x7c]);
+                let out = product(isa, &team, &matrix(isa, &team, &w), &x, tokens);
+                for (i, y) in out.iter().enumerate() {
+                    assert_eq!(y.is_finite(), i % rows != 2, "{isa:?} {ty} {tokens} {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_without_a_scale_and_tokens_of_zeros_give_zeros() {
+    let team = Team::new(1, Pinning::None);
+    for isa in Isa::available() {
+        for ty in TYPES.into_iter().filter(|ty| ty.can_quantize() && ty.block_len() > 1) {
+            let (rows, columns) = (20, 512);
+            let mut w = weights(ty, rows, columns, 5);
+            let mut weight_values = values(rows * columns, 5);
+            weight_values[3 * columns..4 * columns].fill(0.0);
+            let mut bytes = quantize(ty, &weight_values).unwrap();
+            bytes.truncate(w.bytes.len());
+            w.bytes = bytes;
+            let mut x = values(20 * columns, 6);
+            x[7 * columns..8 * columns].fill(0.0);
+            let out = product(isa, &team, &matrix(isa, &team, &w), &x, 20);
+            for (i, y) in out.iter().enumerate() {
+                let zero = i / rows == 7 || i % rows == 3;
+                assert_eq!(*y == 0.0, zero, "{isa:?} {ty} {i}: {y}");
             }
         }
     }

@@ -182,6 +182,26 @@ impl<const VNNI: bool> Simd for Avx<VNNI> {
         _mm256_sll_epi32(a, _mm_cvtsi32_si128(bits as i32))
     }
     #[inline(always)]
+    unsafe fn shl32_by<const BITS: u32>(a: __m256i) -> __m256i {
+        _mm256_sll_epi32(a, _mm_cvtsi32_si128(BITS as i32))
+    }
+    #[inline(always)]
+    unsafe fn nonzero(a: __m256) -> __m256i {
+        _mm256_castps_si256(_mm256_cmp_ps::<_CMP_NEQ_UQ>(a, _mm256_setzero_ps()))
+    }
+    #[inline(always)]
+    unsafe fn choose(mask: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        _mm256_blendv_epi8(b, a, mask)
+    }
+    #[inline(always)]
+    unsafe fn bits(a: __m256) -> __m256i {
+        _mm256_castps_si256(a)
+    }
+    #[inline(always)]
+    unsafe fn add_bits(a: __m256, bits: __m256i) -> __m256 {
+        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), bits))
+    }
+    #[inline(always)]
     unsafe fn shl16(a: __m256i, bits: u32) -> __m256i {
         constant_shift!(_mm256_slli_epi16, a, bits)
     }

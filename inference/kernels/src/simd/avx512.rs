@@ -150,6 +150,26 @@ impl Simd for Avx512 {
         _mm512_sll_epi32(a, _mm_cvtsi32_si128(bits as i32))
     }
     #[inline(always)]
+    unsafe fn shl32_by<const BITS: u32>(a: __m512i) -> __m512i {
+        _mm512_slli_epi32::<BITS>(a)
+    }
+    #[inline(always)]
+    unsafe fn nonzero(a: __m512) -> __m512i {
+        _mm512_movm_epi32(_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, _mm512_setzero_ps()))
+    }
+    #[inline(always)]
+    unsafe fn choose(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        _mm512_ternarylogic_epi32::<0xca>(mask, a, b)
+    }
+    #[inline(always)]
+    unsafe fn bits(a: __m512) -> __m512i {
+        _mm512_castps_si512(a)
+    }
+    #[inline(always)]
+    unsafe fn add_bits(a: __m512, bits: __m512i) -> __m512 {
+        _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), bits))
+    }
+    #[inline(always)]
     unsafe fn shl16(a: __m512i, bits: u32) -> __m512i {
         constant_shift!(_mm512_slli_epi16, a, bits)
     }

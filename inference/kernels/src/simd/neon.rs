@@ -201,6 +201,36 @@ impl Simd for Neon {
         [one(a[0]), one(a[1])]
     }
     #[inline(always)]
+    unsafe fn shl32_by<const BITS: u32>(a: Self::I) -> Self::I {
+        Self::shl32(a, BITS)
+    }
+    #[inline(always)]
+    unsafe fn nonzero(a: Self::F) -> Self::I {
+        [
+            vmvnq_u8(vreinterpretq_u8_u32(vceqzq_f32(a[0]))),
+            vmvnq_u8(vreinterpretq_u8_u32(vceqzq_f32(a[1]))),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn choose(mask: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        [vbslq_u8(mask[0], a[0], b[0]), vbslq_u8(mask[1], a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn bits(a: Self::F) -> Self::I {
+        [vreinterpretq_u8_f32(a[0]), vreinterpretq_u8_f32(a[1])]
+    }
+    #[inline(always)]
+    unsafe fn add_bits(a: Self::F, bits: Self::I) -> Self::F {
+        let add = |a, bits| {
+            // SAFETY: NEON is there, by the contract of the trait.
+            unsafe {
+                let sum = vaddq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_u8(bits));
+                vreinterpretq_f32_u32(sum)
+            }
+        };
+        [add(a[0], bits[0]), add(a[1], bits[1])]
+    }
+    #[inline(always)]
     unsafe fn shl16(a: Self::I, bits: u32) -> Self::I {
         // By bytes: what callers keep afterwards is the same.
         [constant_shift!(vshlq_n_u8, a[0], bits), constant_shift!(vshlq_n_u8, a[1], bits)]

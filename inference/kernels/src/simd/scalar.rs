@@ -147,6 +147,26 @@ impl<const LANES: usize, const BIASED: bool> Simd for Scalar<LANES, BIASED> {
         each!(r = a[r].checked_shl(bits).unwrap_or(0))
     }
     #[inline(always)]
+    unsafe fn shl32_by<const BITS: u32>(a: Self::I) -> Self::I {
+        each!(r = a[r] << BITS)
+    }
+    #[inline(always)]
+    unsafe fn nonzero(a: Self::F) -> Self::I {
+        each!(r = if a[r] == 0.0 { 0 } else { u32::MAX })
+    }
+    #[inline(always)]
+    unsafe fn choose(mask: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        each!(r = (a[r] & mask[r]) | (b[r] & !mask[r]))
+    }
+    #[inline(always)]
+    unsafe fn bits(a: Self::F) -> Self::I {
+        each!(r = a[r].to_bits())
+    }
+    #[inline(always)]
+    unsafe fn add_bits(a: Self::F, bits: Self::I) -> Self::F {
+        each!(r = f32::from_bits(a[r].to_bits().wrapping_add(bits[r])))
+    }
+    #[inline(always)]
     unsafe fn shl16(a: Self::I, bits: u32) -> Self::I {
         each!(r = halves(a[r], |h| h << bits))
     }

@@ -56,9 +56,9 @@ pub(super) fn scratch_bytes(a: &Architecture, options: &BackendOptions) -> u64 {
     let heads = a.heads * a.head_dims;
     let rows = 2 * a.embedding_len + 2 * heads + 2 * a.kv_len() + a.feed_forward_len_max();
     // Codes and floats of the activations, tiles padded by at most 8 tokens; unpacked panels of
-    // two groups per thread.
+    // two groups per thread, two where gate and up differ in type.
     let activations = (options.batch_tokens_max + 8) * (widest(a) + 256) * 6;
-    let panels = options.threads * widest(a) * 48;
+    let panels = options.threads * (widest(a) * 48 + 256) * 2;
     (options.batch_tokens_max * rows * 4 + activations + panels) as u64
 }
 
