@@ -182,7 +182,7 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::Registry(args) => registry::run(args),
         Command::Publish(args) => publish::publish(&args),
         Command::JoinToken(args) => publish::join_token(&args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(place, args),
         Command::Debug(args) => debug::run(args),
     }
 }

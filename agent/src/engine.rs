@@ -1,11 +1,15 @@
 //! The engine's section of the configuration, and what its defaults are on this machine.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fulmar_inference::backend::KvType;
 use fulmar_inference::engine::{BackendChoice, EngineOptions, PrefixCache, Speculation};
+use fulmar_registry::ModelName;
 use procfs::Current as _;
 use serde::{Deserialize, Serialize};
+
+use crate::models::Drafts;
 
 /// The engine and its byte budget.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -33,8 +37,11 @@ pub(crate) struct Config {
     pub(crate) keep_alive_s: u64,
     /// `shared` or `off`.
     pub(crate) prefix_cache: PrefixCache,
-    /// `off`, `auto` or `prompt-lookup`.
+    /// Which tokens are guessed ahead: `off`, `prompt-lookup`, or `auto` for that and draft models.
     pub(crate) speculation: Speculation,
+    /// Small models that guess ahead for others: `"acme/pumps:1" = "acme/tiny:1"`. A model's
+    /// manifest may name one too.
+    pub(crate) drafts: BTreeMap<String, ModelName>,
 }
 
 impl Default for Config {
@@ -53,11 +60,17 @@ impl Default for Config {
             keep_alive_s: 0,
             prefix_cache: engine.prefix_cache,
             speculation: engine.speculation,
+            drafts: BTreeMap::new(),
         }
     }
 }
 
 impl Config {
+    /// Which model guesses ahead for which.
+    pub(crate) fn drafts(&self) -> Drafts {
+        Drafts::new(self.drafts.clone(), self.speculation)
+    }
+
     /// The engine's options.
     pub(crate) fn options(&self) -> EngineOptions {
         let default = EngineOptions::default();

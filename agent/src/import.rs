@@ -12,10 +12,11 @@ use fulmar_registry::{ModelName, Registry};
 use serde_json::json;
 
 use crate::app::App;
+use crate::folder::{self, ModelFile};
 use crate::state::State;
 use crate::{models, state};
 
-/// Imports a GGUF file as `local/NAME:latest` and makes it active. Doing it again with the same
+/// Imports a GGUF file or a Hugging Face folder as `local/NAME:latest` and makes it active. Doing it again with the same
 /// file changes nothing.
 ///
 /// # Errors
@@ -25,9 +26,13 @@ pub(crate) async fn serve_file(app: &Arc<App>, file: &Path) -> anyhow::Result<St
     let permit =
         app.policy().decide(&Principal::local(), Action::ModelInstall, &name.to_string())?;
     app.models().registry().check_local_import()?;
-    let facts = models::facts(file).with_context(|| format!("read {}", file.display()))?;
     let (registry, path) = (app.models().registry().clone(), file.to_owned());
-    let import = move || import::gguf_file(&registry, &path, &name, &facts);
+    let scratch = app.state().dir().to_owned();
+    let import = move || -> anyhow::Result<Imported> {
+        let file = ModelFile::of(&path, &scratch)?;
+        let facts = models::facts(file.path()).context("read the model")?;
+        Ok(import::gguf_file(&registry, file.path(), &name, &facts)?)
+    };
     let imported = tokio::task::spawn_blocking(import)
         .await
         .context("import the file")?
@@ -84,8 +89,7 @@ pub(crate) async fn install_active(
 /// # Errors
 /// When no name can be made of it.
 pub(crate) fn name_of(file: &Path) -> anyhow::Result<ModelName> {
-    let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or("model");
-    ModelName::new("local", &clean(stem), "latest")
+    ModelName::new("local", &clean(&folder::stem(file)?), "latest")
         .with_context(|| format!("make a model's name of {}", file.display()))
 }
 

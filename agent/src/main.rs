@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod console;
 mod engine;
+mod folder;
 mod http;
 mod import;
 mod link;

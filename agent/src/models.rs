@@ -1,6 +1,8 @@
 //! From a name in a request to a model in the engine: found in the catalog, verified in this
 //! process, loaded within the budget.
 
+mod draft;
+
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,6 +20,8 @@ use fulmar_registry::{
 use fulmar_store::Store;
 use serde::Serialize;
 use tokio::sync::Mutex;
+
+pub(crate) use draft::Drafts;
 
 /// Why a model does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +161,8 @@ pub(crate) struct LoadedModel {
     pub(crate) digests: Vec<Digest>,
     /// Who says that it may run here.
     pub(crate) authority: Authority,
+    /// Why no draft guesses ahead for it, where one was named.
+    pub(crate) draft_refused: Option<String>,
 }
 
 /// The models of this device.
@@ -165,6 +171,7 @@ pub(crate) struct Models {
     store: Store,
     registry: Registry,
     engine: Engine,
+    drafts: Drafts,
     /// Loaded models by engine name.
     loaded: RwLock<HashMap<String, Arc<LoadedModel>>>,
     /// Held while one is loaded, so that two requests do not load it twice.
@@ -172,8 +179,15 @@ pub(crate) struct Models {
 }
 
 impl Models {
-    pub(crate) fn new(store: Store, registry: Registry, engine: Engine) -> Self {
-        Self { store, registry, engine, loaded: RwLock::default(), loading: Mutex::default() }
+    pub(crate) fn new(store: Store, registry: Registry, engine: Engine, drafts: Drafts) -> Self {
+        Self {
+            store,
+            registry,
+            engine,
+            drafts,
+            loaded: RwLock::default(),
+            loading: Mutex::default(),
+        }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -298,7 +312,11 @@ impl Models {
         let refused = |reason: String| ModelError::Load { name: name.clone(), reason };
         let gguf = Gguf::from_file(verified.weights.file, &name)
             .map_err(|error: GgufError| refused(error.to_string()))?;
-        match self.engine.load(&engine_name, gguf).await {
+        let loading = self.load_with_draft(&engine_name, &verified.manifest, gguf).await;
+        if let Some(reason) = &loading.draft_refused {
+            tracing::warn!(model = name, reason, "a model runs without its draft");
+        }
+        match loading.info {
             // Loaded behind our back is loaded.
             Ok(_) | Err(LoadRefused::AlreadyLoaded { .. }) => {}
             Err(error @ (LoadRefused::OverBudget { .. } | LoadRefused::Measured { .. })) => {
@@ -309,11 +327,15 @@ impl Models {
         let files = verified.manifest.files.iter().map(|file| file.digest);
         let model = Arc::new(LoadedModel {
             name,
-            digests: std::iter::once(verified.digest).chain(files).collect(),
+            digests: std::iter::once(verified.digest)
+                .chain(files)
+                .chain(loading.draft_digests)
+                .collect(),
             engine_name: engine_name.clone(),
             digest: verified.digest,
             weights_digest: verified.weights.digest,
             authority: verified.authority,
+            draft_refused: loading.draft_refused,
         });
         self.map_mut().insert(engine_name, Arc::clone(&model));
         Ok(model)

@@ -26,8 +26,10 @@ const SIGN_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Options {
     pub(crate) config: Config,
     pub(crate) dir: PathBuf,
-    /// One file to serve, without a fleet.
+    /// One file or folder to serve, without a fleet.
     pub(crate) model: Option<PathBuf>,
+    /// One that guesses ahead for it.
+    pub(crate) draft_model: Option<PathBuf>,
     /// Print one line of JSON when ready.
     pub(crate) ready_json: bool,
     /// What ends it, besides signals.
@@ -52,7 +54,8 @@ pub(crate) fn open(config: Config, dir: &Path) -> anyhow::Result<Arc<App>> {
     let limits = fulmar_registry::Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
     let engine = Engine::start(config.engine.options())?;
-    let models = Models::new(state.store().clone(), registry, engine.clone());
+    let drafts = config.engine.drafts();
+    let models = Models::new(state.store().clone(), registry, engine.clone(), drafts);
     Ok(Arc::new(App::new(config, state, engine, models)?))
 }
 
@@ -61,8 +64,17 @@ pub(crate) fn open(config: Config, dir: &Path) -> anyhow::Result<Arc<App>> {
 /// # Errors
 /// What could not be opened, or what stopped the agent early.
 pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
-    let app = open(options.config, &options.dir)?;
+    let mut config = options.config;
+    if let (Some(model), Some(draft)) = (&options.model, &options.draft_model) {
+        let (model, draft) = (import::name_of(model)?, import::name_of(draft)?);
+        config.engine.drafts.insert(model.to_string(), draft);
+    }
+    let app = open(config, &options.dir)?;
     begin(&app).await?;
+    if let Some(file) = &options.draft_model {
+        let model = import::serve_file(&app, file).await?;
+        tracing::info!(model, "guesses ahead");
+    }
     if let Some(file) = &options.model {
         let model = import::serve_file(&app, file).await?;
         tracing::info!(model, "serving one file");
@@ -186,6 +198,8 @@ async fn warm(app: &App) {
     let Ok(models) = app.models().installed().await else { return };
     for model in models {
         if model.slot == Some(fulmar_registry::Slot::Active)
+            // It is loaded beside the model that it guesses for.
+            && !app.models().drafts().is_draft(&model.name)
             && let Err(error) = app.loaded(&model.name).await
         {
             tracing::warn!(model = model.name, error = %format!("{:#}", anyhow::Error::new(error)), "an active model is not loaded");

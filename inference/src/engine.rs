@@ -41,7 +41,8 @@ use tokio::sync::oneshot;
 pub use budget::Hold;
 pub use load::{LoadRefused, MustGo};
 pub use options::{
-    BackendChoice, EngineOptions, KeepAlive, LoadOptions, OptionsError, PrefixCache, Speculation,
+    BackendChoice, DraftModel, EngineOptions, KeepAlive, LoadOptions, OptionsError, PrefixCache,
+    Speculation,
 };
 pub use request::{
     Constraint, EmbedError, EmbedRequest, Embeddings, Event, FinishReason, LOGIT_BIAS_MAX,

@@ -51,6 +51,8 @@ pub struct ModelFacts {
     pub evaluation: Vec<Evaluation>,
     /// What it must show before it is made active.
     pub health: Health,
+    /// The small model that guesses ahead for it.
+    pub draft: Option<ModelName>,
     /// Places in the file where tensors begin, in bytes; chunks end there.
     pub tensor_offsets: Vec<u64>,
 }
@@ -125,6 +127,7 @@ pub fn manifest(
         evaluation: facts.evaluation.clone(),
         memory_bytes: facts.memory_bytes,
         health: facts.health.clone(),
+        draft: facts.draft.clone(),
     }
 }
 

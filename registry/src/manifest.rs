@@ -239,6 +239,10 @@ pub struct Manifest {
     /// What it must show before it is made active.
     #[serde(default)]
     pub health: Health,
+    /// The name of a small model of the same vocabulary that guesses ahead for this one, where it
+    /// is on the device too; it changes the speed and not the answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft: Option<ModelName>,
 }
 
 impl Manifest {

@@ -89,5 +89,6 @@ pub(crate) fn manifest(name: &str, release: u64, weights: &[u8]) -> Manifest {
         evaluation: Vec::new(),
         memory_bytes: 0,
         health: Health::default(),
+        draft: None,
     }
 }

@@ -1,20 +1,19 @@
 //! What the engine can do, through the clients that people use.
 
-use fulmar_tests::{Device, root};
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use fulmar_tests::{Device, fulmar_ok, json_of, python, root, text, until};
+use serde_json::json;
 
 #[test]
 fn the_openai_package_completes_embeds_samples_and_constrains() {
     let device = Device::serving(&root().join("packaging/demo-model/fulmar-demo.gguf"), &[]);
     device.run_client("openai_generation.py");
-    let log = fulmar_tests::fulmar_ok(&[
-        "audit",
-        "list",
-        "--json",
-        "--limit",
-        "1000",
-        "--dir",
-        fulmar_tests::text(&device.dir()),
-    ]);
+    let log =
+        fulmar_ok(&["audit", "list", "--json", "--limit", "1000", "--dir", text(&device.dir())]);
     for endpoint in ["/v1/embeddings", "/v1/completions", "/v1/chat/completions"] {
         assert!(log.contains(endpoint), "{endpoint} is recorded");
     }
@@ -24,4 +23,106 @@ fn the_openai_package_completes_embeds_samples_and_constrains() {
 fn the_openai_package_chooses_which_tool_is_called() {
     let device = Device::serving(&root().join("packaging/demo-model/fulmar-demo.gguf"), &[]);
     device.run_client("openai_tools.py");
+}
+
+/// A Hugging Face folder with a random model that has the default model's vocabulary.
+fn folder(dir: &Path) -> PathBuf {
+    let folder = dir.join("tiny");
+    let script = root().join("tests/functional/make_folder.py");
+    let made = Command::new(python()).args([&script, &folder]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    folder
+}
+
+#[test]
+fn a_hugging_face_folder_is_served_run_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path());
+    let place = dir.path().join("device");
+    let run = || {
+        let place = ["--dir", text(&place), "--temperature", "0", "--max-tokens", "8"];
+        fulmar_ok(&[&["run", text(&folder), "hello"], place.as_slice()].concat())
+    };
+    let first = run();
+    assert!(!first.trim().is_empty());
+    assert_eq!(run(), first);
+    let listed = json_of(&["list", "--json", "--dir", text(&place)]);
+    assert_eq!(listed.as_array().unwrap().len(), 1, "twice imported, once there: {listed}");
+    let served = Device::serving(&folder, &[]);
+    let question = json!({ "model": "tiny", "messages": [{ "role": "user", "content": "hello" }],
+        "temperature": 0, "max_tokens": 8 });
+    let (status, answer) = served.post("chat/completions", &question);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["choices"][0]["message"]["content"], first.trim_end_matches('\n'));
+
+    // By name, by folder and by file; each option of llama-bench gives its own rows.
+    let demo = root().join("packaging/demo-model/fulmar-demo.gguf");
+    for model in ["tiny", text(&folder), text(&demo)] {
+        let options = ["-p", "8", "-n", "4", "--pg", "8,4", "-d", "0,32", "--sequences", "1,2"];
+        let more = ["-r", "2", "-t", "1", "-b", "16", "--json", "--dir", text(&place)];
+        let report = json_of(&[&["bench", model], options.as_slice(), more.as_slice()].concat());
+        let names: Vec<&str> = report["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|r| r["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(names.len(), 12, "{names:?}");
+        for name in ["pp8", "tg4", "pp8+tg4", "pp8 x2", "tg4 @ d32", "pp8+tg4 @ d32 x2"] {
+            assert!(names.contains(&name), "{name}: {names:?}");
+        }
+        assert!(report["results"][0]["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert_eq!(report["threads"], 1);
+    }
+    let table = fulmar_ok(&["bench", text(&demo), "-p", "8", "-n", "0", "-r", "1"]);
+    assert!(
+        table.starts_with("| model | size | params | backend | threads | test | t/s |"),
+        "{table}"
+    );
+    assert!(table.contains("| pp8 |") && table.contains(" ± "), "{table}");
+}
+
+#[test]
+fn a_draft_model_guesses_ahead_and_the_answers_stay_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = folder(dir.path());
+    let demo = root().join("packaging/demo-model/fulmar-demo.gguf");
+    let ask = |device: &Device| {
+        let question = |seed: u64| {
+            json!({ "model": "tiny", "messages": [{ "role": "user", "content": "turn on the fan" }],
+                "temperature": 1, "seed": seed, "max_tokens": 24 })
+        };
+        let answer = |seed| device.post("chat/completions", &question(seed)).1["choices"].clone();
+        (0..6).map(answer).collect::<Vec<_>>()
+    };
+    let ps = |device: &Device| {
+        json_of(&["ps", "--json", "--dir", text(&device.dir())])["models"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|model| model["name"].as_str().unwrap().starts_with("local/tiny"))
+            .unwrap()
+            .clone()
+    };
+    let alone = Device::serving(&folder, &[]);
+    let expected = ask(&alone);
+    assert_eq!(ps(&alone)["draft"], serde_json::Value::Null);
+    let drafted = Device::serving(&folder, &["--draft-model", text(&demo)]);
+    assert_eq!(ask(&drafted), expected);
+    let status = until("guesses are counted", || {
+        Some(ps(&drafted)).filter(|m| m["totals"]["drafted_tokens"].as_u64() > Some(0))
+    });
+    assert_eq!(status["draft"], "local/fulmar-demo:latest");
+    assert_eq!(status["speculation"], "auto");
+    assert_eq!(status["draft_refused"], serde_json::Value::Null);
+    let table = fulmar_ok(&["ps", "--dir", text(&drafted.dir())]);
+    assert!(table.contains("local/fulmar-demo:latest: "), "{table}");
+
+    // The configuration names a draft that is not there: the model answers, and `ps` says why alone.
+    let config = dir.path().join("fulmar.toml");
+    std::fs::write(&config, "[engine.drafts]\n\"local/tiny:latest\" = \"acme/gone:1\"\n").unwrap();
+    let lone = Device::serving(&folder, &["--config", text(&config)]);
+    assert_eq!(ask(&lone), expected);
+    let reason = ps(&lone)["draft_refused"].as_str().unwrap().to_owned();
+    assert!(reason.contains("acme/gone:1"), "{reason}");
 }

@@ -1,6 +1,6 @@
 //! `fulmar bench`: how fast a model file runs on this machine.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,12 +9,16 @@ use fulmar_inference::engine::BackendChoice;
 use fulmar_inference::gguf::Gguf;
 use fulmar_optimize::bench::{BenchOptions, Test, bench};
 
+use super::Place;
+use crate::folder::ModelFile;
+use crate::serve;
+
 /// Arguments of `fulmar bench`; the short ones are llama-bench's. Lists give one test per
 /// combination.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model: a GGUF file.
-    model: PathBuf,
+    /// The model: its name on this device, a GGUF file, or a Hugging Face folder.
+    model: String,
     /// Tokens of prompts to read; 0: none.
     #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
     prompt_tokens: Vec<u32>,
@@ -70,8 +74,8 @@ fn pair(text: &str) -> Result<(u32, u32), String> {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let gguf = Gguf::open(&args.model)?;
+pub(crate) fn run(place: &Place, args: Args) -> anyhow::Result<ExitCode> {
+    let gguf = open(place, &args.model)?;
     let options = BenchOptions {
         tests: tests(&args),
         repetitions: args.repetitions,
@@ -96,13 +100,29 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let report = super::runtime()?
         .block_on(bench(gguf, &options, &mut told))
-        .with_context(|| format!("measure {}", args.model.display()))?;
+        .with_context(|| format!("measure {}", args.model))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print!("{}", report.markdown());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The model; one of this device is verified before it is read, as before every run.
+fn open(place: &Place, model: &str) -> anyhow::Result<Gguf> {
+    if super::run::is_path(model) {
+        // The map keeps a converted file's content when its name goes.
+        let file = ModelFile::of(Path::new(model), &std::env::temp_dir())?;
+        return Ok(Gguf::open(file.path())?);
+    }
+    let looks_like_path = model.ends_with(".gguf") || model.starts_with(['.', '/']);
+    anyhow::ensure!(!looks_like_path, "open {model}: there is no such file or folder");
+    let (config, dir) = place.load()?;
+    let app = serve::open(config, &dir)?;
+    let name = super::runtime()?.block_on(app.models().resolve(model))?;
+    let verified = app.models().registry().verified_model(&name.parse()?)?;
+    Ok(Gguf::from_file(verified.weights.file, &name)?)
 }
 
 fn tests(args: &Args) -> Vec<Test> {

@@ -10,6 +10,7 @@ mod lines;
 mod logits;
 mod model;
 mod npz;
+mod prompts;
 mod render;
 mod sample;
 mod tokens;
@@ -28,9 +29,9 @@ enum Command {
     /// Compute the logits of given tokens and write them as a NumPy archive.
     Logits(logits::Args),
     /// Continue prompts by the likeliest token: JSON lines in and out.
-    Greedy(greedy::Args),
+    Greedy(prompts::Args),
     /// Continue prompts by the likeliest token through the whole engine: JSON lines in and out.
-    Generate(generate::Args),
+    Generate(prompts::Args),
     /// Read, plan and load a model file and compute one step; exit 1 and say why if it is refused.
     Check(check::Args),
     /// Text to token ids: JSON lines `{text}` in, `{ids}` out; no specials added, none parsed.

@@ -19,7 +19,7 @@ use crate::{import, serve};
 /// Arguments of `fulmar run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A model's name, or a GGUF file.
+    /// A model's name, a GGUF file, or a Hugging Face folder.
     model: String,
     /// The question; without it, standard input is read, line by line in a terminal.
     prompt: Option<String>,
@@ -56,8 +56,13 @@ pub(crate) fn run(place: &Place, args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether a model is given by its place on disk: a file, or a Hugging Face folder.
+pub(super) fn is_path(model: &str) -> bool {
+    Path::new(model).is_file() || Path::new(model).join("config.json").is_file()
+}
+
 async fn converse(app: &Arc<App>, args: &Args) -> anyhow::Result<()> {
-    let name = if Path::new(&args.model).is_file() {
+    let name = if is_path(&args.model) {
         import::serve_file(app, Path::new(&args.model)).await?
     } else {
         app.models().resolve(&args.model).await?

@@ -104,6 +104,7 @@ pub(crate) fn ps(place: &Place, args: &PsArgs) -> anyhow::Result<ExitCode> {
         "kv blocks",
         "running",
         "waiting",
+        "guesses",
         "unloads in",
     ]);
     for model in status["models"].as_array().into_iter().flatten() {
@@ -124,15 +125,32 @@ pub(crate) fn ps(place: &Place, args: &PsArgs) -> anyhow::Result<ExitCode> {
             format!("{}/{}", text(&model["kv"]["used"]), text(&model["kv"]["blocks"])),
             text(&model["running"]),
             text(&model["waiting"]),
+            guesses(model),
             unload,
         ]);
     }
     println!("{table}");
+    for model in status["models"].as_array().into_iter().flatten() {
+        if let Some(reason) = model["draft_refused"].as_str() {
+            println!("{} runs without its draft: {reason}", text(&model["name"]));
+        }
+    }
     let reasons = &status["governor"]["reasons"];
     if reasons.as_array().is_some_and(|reasons| !reasons.is_empty()) {
         println!("narrowed: {}", text(reasons));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What guesses tokens ahead for a model, and how many of the guesses were right.
+fn guesses(model: &Value) -> String {
+    let how = match (model["draft"].as_str(), model["speculation"].as_str()) {
+        (Some(draft), _) => draft.to_owned(),
+        (None, Some("off")) => return "off".to_owned(),
+        (None, _) => "prompt lookup".to_owned(),
+    };
+    let (made, right) = (&model["totals"]["drafted_tokens"], &model["totals"]["accepted_tokens"]);
+    format!("{how}: {}/{}", text(right), text(made))
 }
 
 /// Asks the agent to meet the control plane now.

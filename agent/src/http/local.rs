@@ -45,10 +45,14 @@ pub(crate) async fn ps(
     Caller(principal): Caller,
 ) -> Result<Json<Value>, ApiError> {
     app.policy().decide(&principal, Action::StatusRead, "-")?;
-    let status = app.engine().status();
-    serde_json::to_value(status)
-        .map(Json)
-        .map_err(|error| ApiError::internal("write the engine's status", &error))
+    let mut status = serde_json::to_value(app.engine().status())
+        .map_err(|error| ApiError::internal("write the engine's status", &error))?;
+    let mut refused = app.models().drafts_refused();
+    for model in status["models"].as_array_mut().into_iter().flatten() {
+        let reason = model["name"].as_str().and_then(|name| refused.remove(name));
+        model["draft_refused"] = reason.into();
+    }
+    Ok(Json(status))
 }
 
 /// Meets the control plane now.

@@ -203,6 +203,8 @@ pub(super) fn load(
         kv_type: planned.backend.kv_type,
         planned: memory,
         tokenizer_bytes: planned.tokenizer_bytes,
+        speculation: shared.options.speculation,
+        draft: options.draft.as_ref().filter(|_| draft.is_some()).map(|d| d.name.clone()),
         load_ms: begun.elapsed().as_millis() as u64,
     };
     let loaded = Loaded::new(
@@ -253,7 +255,9 @@ fn plan(shared: &Shared, gguf: &Gguf, options: &LoadOptions) -> Result<Planned, 
     let tokenizer_bytes = tokens as u64 * TABLE_BYTES_PER_TOKEN;
     let wish = Wish { fixed_bytes: 0, block_bytes: 0, blocks_min: 0, blocks_wanted: 0 };
     let draft = match (&options.draft, engine.speculation) {
-        (Some(draft), Speculation::Auto) => Some(plan_draft(shared, draft, &tokenizer, &backend)?),
+        (Some(draft), Speculation::Auto) => {
+            Some(plan_draft(shared, &draft.gguf, &tokenizer, &backend)?)
+        }
         _ => None,
     };
     let mut planned =
@@ -330,8 +334,8 @@ fn plan_draft(
 }
 
 fn load_draft(planned: &Planned, options: &LoadOptions) -> Result<Option<Draft>, LoadRefused> {
-    let (Some(draft), Some(gguf)) = (&planned.draft, &options.draft) else { return Ok(None) };
-    let backend = draft.chosen.load(gguf, &draft.architecture, &draft.backend)?;
+    let (Some(draft), Some(given)) = (&planned.draft, &options.draft) else { return Ok(None) };
+    let backend = draft.chosen.load(&given.gguf, &draft.architecture, &draft.backend)?;
     let pool = BlockPool::new(draft.backend.kv_blocks, PrefixCache::Off);
     let (context, batch) = (draft.backend.context_tokens_max, draft.backend.batch_tokens_max);
     Ok(Some(Draft::new(backend, pool, context, batch)))

@@ -162,7 +162,16 @@ pub struct LoadOptions {
     /// Tokens of the key-value cache instead of the engine's `kv_tokens_max`.
     pub kv_tokens_max: Option<usize>,
     /// A small model of the same vocabulary that guesses ahead.
-    pub draft: Option<crate::gguf::Gguf>,
+    pub draft: Option<DraftModel>,
+}
+
+/// A model that guesses ahead for another.
+#[derive(Debug, Clone)]
+pub struct DraftModel {
+    /// Its name, for people.
+    pub name: String,
+    /// Its file.
+    pub gguf: crate::gguf::Gguf,
 }
 
 /// How long an idle model stays loaded.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::options::BackendChoice;
+use super::options::{BackendChoice, Speculation};
 use crate::backend::{KvType, MemoryUse};
 use crate::governor::Narrowing;
 
@@ -70,6 +70,10 @@ pub struct ModelInfo {
     pub planned: MemoryUse,
     /// Bytes planned for tokenizer and grammar tables.
     pub tokenizer_bytes: u64,
+    /// Which tokens are guessed ahead.
+    pub speculation: Speculation,
+    /// The model that guesses ahead, where there is one.
+    pub draft: Option<String>,
     /// Milliseconds that loading took.
     pub load_ms: u64,
 }

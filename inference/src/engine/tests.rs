@@ -115,6 +115,8 @@ impl Stage {
             kv_type: KvType::F32,
             planned: MemoryUse::default(),
             tokenizer_bytes: 0,
+            speculation: Speculation::Auto,
+            draft: None,
             load_ms: 0,
         };
         let parts = Parts {

@@ -17,7 +17,10 @@ fn a_manifest_reads_back_as_written() {
     let manifest = manifest();
     let bytes = manifest.to_bytes().unwrap();
     assert_eq!(Manifest::parse(&bytes).unwrap(), manifest);
-    assert!(String::from_utf8(bytes).unwrap().contains("\"name\": \"acme/tiny:v1\""));
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.contains("\"name\": \"acme/tiny:v1\"") && !text.contains("draft"));
+    let with = Manifest { draft: Some("acme/tinier:v1".parse().unwrap()), ..manifest };
+    assert_eq!(Manifest::parse(&with.to_bytes().unwrap()).unwrap(), with);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! `fulmar debug generate`: prompts through the whole engine, by the likeliest token.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -10,34 +9,11 @@ use fulmar_inference::engine::{
 use serde_json::Value;
 
 use super::lines;
-use super::model::{Compute, open};
+use super::model::open;
+use super::prompts::{Args, Given};
 
 /// The name under which the only model is loaded.
 const NAME: &str = "model";
-
-/// Arguments of `fulmar debug generate`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The model: a GGUF file or a Hugging Face folder.
-    model: PathBuf,
-    #[command(flatten)]
-    compute: Compute,
-    /// Context size in tokens.
-    #[arg(long, default_value_t = 1024)]
-    n_ctx: usize,
-}
-
-/// A line in: a prompt in one of three forms, and how many tokens to add at most.
-#[derive(Debug, serde::Deserialize)]
-struct Given {
-    #[serde(default)]
-    messages: Option<Vec<Value>>,
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    ids: Option<Vec<u32>>,
-    add: u32,
-}
 
 /// A line out.
 #[derive(Debug, serde::Serialize)]

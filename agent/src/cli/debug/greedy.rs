@@ -1,6 +1,6 @@
-//! `fulmar debug greedy`: the likeliest continuation, straight from a backend.
+//! `fulmar debug greedy`: the likeliest continuation, straight from a backend. An end token does not
+//! end it.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
@@ -11,33 +11,9 @@ use fulmar_inference::tokenizer::{Special, Tokenizer};
 use serde_json::Value;
 
 use super::lines;
-use super::model::{Compute, Sequence, open};
+use super::model::{Sequence, open};
+use super::prompts::{Args, Given};
 use super::render::now_s;
-
-/// Arguments of `fulmar debug greedy`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The model: a GGUF file or a Hugging Face folder.
-    model: PathBuf,
-    #[command(flatten)]
-    compute: Compute,
-    /// Context size in tokens.
-    #[arg(long, default_value_t = 1024)]
-    n_ctx: usize,
-}
-
-/// A line in: a prompt in one of three forms, and how many tokens to add. An end token does not end
-/// the continuation.
-#[derive(Debug, serde::Deserialize)]
-struct Given {
-    #[serde(default)]
-    ids: Option<Vec<u32>>,
-    #[serde(default)]
-    text: Option<String>,
-    #[serde(default)]
-    messages: Option<Vec<Value>>,
-    add: usize,
-}
 
 /// A line out.
 #[derive(Debug, serde::Serialize)]
@@ -61,7 +37,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let tokenizer = Tokenizer::from_gguf(&gguf).context("understand the vocabulary")?;
     lines::answer(|given: Given| {
         let (rendered, prompt_ids) = prompt(&gguf, &tokenizer, &given)?;
-        greedy(&gguf, &args, &tokenizer, Continued::after(rendered, prompt_ids), given.add)
+        greedy(&gguf, &args, &tokenizer, Continued::after(rendered, prompt_ids), given.add as usize)
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,8 +9,8 @@ use fulmar_inference::backend::{
 use fulmar_inference::engine::BackendChoice;
 use fulmar_inference::gguf::Gguf;
 use fulmar_inference::model::Architecture;
-use fulmar_optimize::TensorType;
-use fulmar_optimize::convert::{ConvertOptions, convert};
+
+use crate::folder::ModelFile;
 
 /// Which backend computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -67,30 +67,9 @@ impl Compute {
 /// Opens a model: a GGUF file, or a Hugging Face folder, which is converted on the way into a file
 /// that is gone when the program ends.
 pub(super) fn open(path: &Path) -> anyhow::Result<Gguf> {
-    if !path.is_dir() {
-        return Gguf::open(path).with_context(|| format!("open model {}", path.display()));
-    }
-    let scratch = tempfile::tempdir().context("make a temporary folder")?;
-    let file = scratch.path().join("model.gguf");
-    let options = ConvertOptions { ty: own_type(path)?, name: None, license: None };
-    convert(path, &file, &options, &mut |_| ())
-        .with_context(|| format!("convert folder {}", path.display()))?;
-    // The map keeps the file's content when its name goes with the folder.
-    Gguf::open(&file).context("open the converted model")
-}
-
-/// The type a folder's weights have, by its `config.json`.
-fn own_type(folder: &Path) -> anyhow::Result<TensorType> {
-    let path = folder.join("config.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let config: serde_json::Value =
-        serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
-    let named = config.get("dtype").or_else(|| config.get("torch_dtype"));
-    Ok(match named.and_then(|name| name.as_str()) {
-        Some("bfloat16") => TensorType::Bf16,
-        Some("float16") => TensorType::F16,
-        _ => TensorType::F32,
-    })
+    let file = ModelFile::of(path, &std::env::temp_dir())?;
+    // The map keeps the file's content when its name goes.
+    Gguf::open(file.path()).with_context(|| format!("open model {}", path.display()))
 }
 
 /// One sequence on one backend.

@@ -32,6 +32,10 @@ pub(super) struct PublishArgs {
     /// Where it came from.
     #[arg(long)]
     source: Option<String>,
+    /// A small model of the same vocabulary, namespace/name:tag, that guesses ahead for this one on
+    /// devices that have both.
+    #[arg(long, value_name = "NAME")]
+    draft: Option<ModelName>,
     /// The role that names it; the one that the name is delegated to if not given.
     #[arg(long)]
     role: Option<String>,
@@ -92,6 +96,7 @@ fn of_gguf(repository: &Repository, args: &PublishArgs) -> anyhow::Result<Manife
     if let Some(source) = &args.source {
         facts.source.clone_from(source);
     }
+    facts.draft.clone_from(&args.draft);
     let release = match args.release {
         Some(release) => release,
         None => last_release(repository, name)? + 1,

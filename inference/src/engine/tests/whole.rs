@@ -311,37 +311,81 @@ async fn preempted_or_guessed_or_from_the_prefix_cache_the_texts_are_the_same() 
     }
 }
 
+/// An engine with a model, and a draft beside it.
+async fn drafted(backend: BackendChoice, draft: Option<Gguf>) -> Result<Engine, LoadRefused> {
+    let engine = Engine::start(EngineOptions { backend, ..options() }).expect("an engine");
+    let gguf = Sample::of("llama").gguf().expect("a sample");
+    let draft = draft.map(|gguf| DraftModel { name: "small".to_owned(), gguf });
+    let with = LoadOptions { draft, ..LoadOptions::default() };
+    engine.load_with("m", gguf, with).await.map(|_| engine)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_draft_model_changes_the_steps_and_not_the_texts() {
-    let load = |draft: Option<Gguf>| async {
-        let engine = Engine::start(options()).expect("an engine");
-        let gguf = Sample::of("llama").gguf().expect("a sample");
-        let with = LoadOptions { draft, ..LoadOptions::default() };
-        engine.load_with("m", gguf, with).await.map(|_| engine)
-    };
-    // The model itself as its own draft: every guess is right.
-    let twin = load(Some(Sample::of("llama").gguf().expect("a sample"))).await.expect("loads");
-    let plain = load(None).await.expect("loads");
-    for (temperature, seed) in [(0.0, 1), (0.9, 2), (0.9, 3)] {
-        let sampling = Sampling { temperature, seed: Some(seed), ..Sampling::default() };
-        let request = Request { sampling, max_tokens: Some(60), ..request("the other") };
-        let expected = answer(&plain, request.clone()).await.ids;
-        assert_eq!(answer(&twin, request).await.ids, expected);
+    for backend in [BackendChoice::Native, BackendChoice::Candle] {
+        // The model itself as its own draft: every guess is right.
+        let twin = drafted(backend, Some(Sample::of("llama").gguf().expect("a sample"))).await;
+        let (twin, plain) = (twin.expect("loads"), drafted(backend, None).await.expect("loads"));
+        assert_eq!(twin.status().models[0].info.draft.as_deref(), Some("small"));
+        assert_eq!(plain.status().models[0].info.draft, None);
+        for (temperature, seed) in [(0.0, 1), (0.9, 2), (1.0, 3)] {
+            let sampling = Sampling { temperature, seed: Some(seed), ..Sampling::default() };
+            let request = Request { sampling, max_tokens: Some(60), ..request("the other") };
+            let expected = answer(&plain, request.clone()).await.ids;
+            assert_eq!(answer(&twin, request).await.ids, expected, "{backend:?}");
+        }
+        twin.unload("m").await.expect("unloads");
+        let totals = twin.status().totals;
+        assert!(totals.accepted_tokens * 10 >= totals.drafted_tokens * 8, "{totals:?}");
+        assert!(totals.steps * 2 < totals.completion_tokens, "{totals:?}");
+        // Another seed's sample draws otherwise: guesses are wrong, the text is not.
+        let other = Sample { seed: 9, ..Sample::of("qwen3") }.gguf().expect("a sample");
+        let other = drafted(backend, Some(other)).await.expect("loads");
+        let expected = answer(&plain, request("bird")).await.ids;
+        assert_eq!(answer(&other, request("bird")).await.ids, expected, "{backend:?}");
     }
-    twin.unload("m").await.expect("unloads");
-    let totals = twin.status().totals;
-    assert!(totals.accepted_tokens * 10 >= totals.drafted_tokens * 8, "{totals:?}");
-    assert!(totals.steps * 2 < totals.completion_tokens, "{totals:?}");
-    // Another seed's sample draws otherwise: guesses are wrong, the text is not.
-    let other = Sample { seed: 9, ..Sample::of("qwen3") }.gguf().expect("a sample");
-    let other = load(Some(other)).await.expect("loads");
-    let expected = answer(&plain, request("bird")).await.ids;
-    assert_eq!(answer(&other, request("bird")).await.ids, expected);
     // A draft of another vocabulary is refused.
     let gemma = Sample::of("gemma3").gguf().expect("a sample");
     let same =
         Tokenizer::from_gguf(&gemma).expect("a tokenizer").vocab_len() == tokenizer().vocab_len();
     if !same {
-        assert!(matches!(load(Some(gemma)).await, Err(LoadRefused::Draft { .. })));
+        let refused = drafted(BackendChoice::Auto, Some(gemma)).await.map(|_| ());
+        assert!(matches!(refused, Err(LoadRefused::Draft { .. })), "{refused:?}");
+    }
+}
+
+/// At temperature 1 every seed's text is the text without speculation: then the distribution over
+/// seeds is the same one too, exactly and not only as far as a statistic could tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn at_temperature_one_guessing_ahead_leaves_every_seeds_text_as_it_was() {
+    for backend in [BackendChoice::Native, BackendChoice::Candle] {
+        let off = EngineOptions { backend, speculation: Speculation::Off, ..options() };
+        let lookup = EngineOptions { speculation: Speculation::PromptLookup, ..off.clone() };
+        let (plain, lookup) = (engine_with("llama", off).await, engine_with("llama", lookup).await);
+        let twin = Sample::of("llama").gguf().expect("a sample");
+        let other = Sample { seed: 9, ..Sample::of("llama") }.gguf().expect("a sample");
+        let twin = drafted(backend, Some(twin)).await.expect("loads");
+        let other = drafted(backend, Some(other)).await.expect("loads");
+        let mut texts = std::collections::BTreeSet::new();
+        for seed in 0..24 {
+            let request = Request {
+                sampling: Sampling { seed: Some(seed), ..Sampling::default() },
+                max_tokens: Some(24),
+                // Repeats itself, so that there is something to look up.
+                ..request("on and on and on and on and on")
+            };
+            let expected = answer(&plain, request.clone()).await.ids;
+            for (how, engine) in [("lookup", &lookup), ("twin", &twin), ("other", &other)] {
+                let got = answer(engine, request.clone()).await.ids;
+                assert_eq!(got, expected, "{how} on {backend:?}, seed {seed}");
+            }
+            texts.insert(expected);
+        }
+        assert!(texts.len() > 20, "seeds differ: {}", texts.len());
+        for (engine, how) in [(lookup, "lookup"), (twin, "twin"), (other, "other")] {
+            engine.unload("m").await.expect("unloads");
+            let totals = engine.status().totals;
+            assert!(totals.drafted_tokens > 0, "{how} on {backend:?} guesses: {totals:?}");
+        }
     }
 }

@@ -1,0 +1,110 @@
+//! Models that guess ahead for others: by the configuration, else by the manifest.
+//!
+//! A draft changes how fast a model answers and not what: where it is missing, does not verify or
+//! does not fit, the model runs without it, and `fulmar ps` says why.
+
+use std::collections::BTreeMap;
+
+use fulmar_inference::engine::{DraftModel, LoadOptions, LoadRefused, ModelInfo, Speculation};
+use fulmar_inference::gguf::Gguf;
+use fulmar_registry::{Digest, Manifest, ModelName, ModelRef, Registry};
+
+use super::Models;
+
+/// Which model guesses ahead for which.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Drafts {
+    /// What the configuration says: it goes before the manifests.
+    by_name: BTreeMap<String, ModelName>,
+    speculation: Speculation,
+}
+
+/// A model's way into the engine.
+pub(super) struct Loading {
+    pub(super) info: Result<ModelInfo, LoadRefused>,
+    /// Why no draft guesses ahead, where one was named.
+    pub(super) draft_refused: Option<String>,
+    /// What of the draft the engine holds.
+    pub(super) draft_digests: Vec<Digest>,
+}
+
+impl Loading {
+    fn plain(info: Result<ModelInfo, LoadRefused>, draft_refused: Option<String>) -> Self {
+        Self { info, draft_refused, draft_digests: Vec::new() }
+    }
+}
+
+impl Drafts {
+    pub(crate) fn new(by_name: BTreeMap<String, ModelName>, speculation: Speculation) -> Self {
+        Self { by_name, speculation }
+    }
+
+    /// The model that guesses ahead for this one.
+    fn of(&self, manifest: &Manifest) -> Option<ModelName> {
+        let configured = self.by_name.get(&manifest.name.to_string());
+        configured.or(manifest.draft.as_ref()).cloned()
+    }
+
+    /// Whether the configuration has this model guess for another.
+    pub(crate) fn is_draft(&self, name: &str) -> bool {
+        self.by_name.values().any(|draft| draft.to_string() == name)
+    }
+}
+
+impl Models {
+    /// Loads a model, with its draft where it has one that can be used.
+    pub(super) async fn load_with_draft(
+        &self,
+        engine_name: &str,
+        manifest: &Manifest,
+        gguf: Gguf,
+    ) -> Loading {
+        let plain = || self.engine.load(engine_name, gguf.clone());
+        let Some(name) = self.drafts.of(manifest) else {
+            return Loading::plain(plain().await, None);
+        };
+        let refused = |reason: String| Some(format!("{name}: {reason}"));
+        if self.drafts.speculation != Speculation::Auto {
+            let reason = refused("engine.speculation is not auto".into());
+            return Loading::plain(plain().await, reason);
+        }
+        let (draft, draft_digests) = match self.verified_draft(&name).await {
+            Ok((gguf, digests)) => (DraftModel { name: name.to_string(), gguf }, digests),
+            Err(reason) => return Loading::plain(plain().await, refused(reason)),
+        };
+        let options = LoadOptions { draft: Some(draft), ..LoadOptions::default() };
+        match self.engine.load_with(engine_name, gguf.clone(), options).await {
+            Err(error @ LoadRefused::AlreadyLoaded { .. }) => Loading::plain(Err(error), None),
+            Err(error) => {
+                let reason = format!("{:#}", anyhow::Error::new(error));
+                Loading::plain(plain().await, refused(reason))
+            }
+            info => Loading { info, draft_refused: None, draft_digests },
+        }
+    }
+
+    /// The draft's file, verified in this process as any other model's.
+    async fn verified_draft(&self, name: &ModelName) -> Result<(Gguf, Vec<Digest>), String> {
+        let registry: Registry = self.registry.clone();
+        let reference = ModelRef { name: name.clone(), digest: None };
+        let verified = tokio::task::spawn_blocking(move || registry.verified_model(&reference));
+        let verified = verified.await.map_err(|_| "the verification was cut off".to_owned())?;
+        let verified = verified.map_err(|error| error.to_string())?;
+        let digests = vec![verified.digest, verified.weights.digest];
+        let gguf = Gguf::from_file(verified.weights.file, &name.to_string());
+        gguf.map(|gguf| (gguf, digests)).map_err(|error| error.to_string())
+    }
+
+    /// Why models run without the drafts that were named for them, by name in the engine.
+    pub(crate) fn drafts_refused(&self) -> BTreeMap<String, String> {
+        let refused = |model: &std::sync::Arc<super::LoadedModel>| {
+            Some((model.engine_name.clone(), model.draft_refused.clone()?))
+        };
+        self.map().values().filter_map(refused).collect()
+    }
+
+    /// Which model guesses ahead for which.
+    pub(crate) fn drafts(&self) -> &Drafts {
+        &self.drafts
+    }
+}
