@@ -22,11 +22,14 @@ use ring::digest::{Context, SHA256};
 use crate::Digest;
 use crate::manifest::ManifestFile;
 
+mod chunked;
+mod copies;
 mod faults;
 mod files;
 mod incoming;
 mod scrub;
 
+pub use copies::copy_of;
 pub use faults::{Fault, Faults, Op};
 pub use incoming::{Begin, Expected, Incoming};
 pub use scrub::{ScrubReport, Scrubbed};
@@ -159,6 +162,9 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Partial blobs.
     pub incoming_bytes: u64,
+    /// Copies that the engine derived from blobs; outside the limit, since they are made only where
+    /// the file system has room and can be made again.
+    pub copies_bytes: u64,
     /// Promised to writers under way and not yet written.
     pub reserved_bytes: u64,
     /// The store's own limit.
@@ -216,6 +222,8 @@ struct Inner {
     limit_bytes: u64,
     files: Files,
     verified: Mutex<HashMap<Digest, Identity>>,
+    /// What was verified by chunks, and by which list of them.
+    chunked: Mutex<HashMap<Digest, (Digest, Identity)>>,
     reserved: Mutex<HashMap<Digest, u64>>,
 }
 
@@ -264,6 +272,7 @@ impl Blobs {
                 limit_bytes,
                 files,
                 verified: Mutex::default(),
+                chunked: Mutex::default(),
                 reserved: Mutex::default(),
             }),
         })
@@ -476,6 +485,7 @@ impl Blobs {
         Ok(Usage {
             used_bytes: room.used,
             incoming_bytes: room.incoming,
+            copies_bytes: self.list_copies()?.iter().map(|(_, size_bytes)| size_bytes).sum(),
             reserved_bytes: reserved.values().sum(),
             limit_bytes: self.inner.limit_bytes,
             free_bytes: room.in_limit.min(room.on_disk),

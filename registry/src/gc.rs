@@ -13,7 +13,7 @@ use std::fs::File;
 use rusqlite::{Connection, Transaction};
 use rustix::fs::FlockOperation;
 
-use crate::blobs::{BlobError, Blobs};
+use crate::blobs::{self, BlobError, Blobs};
 use crate::catalog::{self, CatalogError, Filter, Installed, Slot};
 use crate::{Digest, ModelName};
 
@@ -48,6 +48,8 @@ pub struct Garbage {
     pub incoming: Vec<(Digest, u64)>,
     /// Blobs in quarantine and their bytes.
     pub quarantine: Vec<(Digest, u64)>,
+    /// Copies that were derived from blobs which go or are gone, by file name, and their bytes.
+    pub copies: Vec<(String, u64)>,
 }
 
 impl Garbage {
@@ -58,6 +60,7 @@ impl Garbage {
             .into_iter()
             .flatten()
             .map(|(_, bytes)| bytes)
+            .chain(self.copies.iter().map(|(_, bytes)| bytes))
             .sum()
     }
 
@@ -70,6 +73,7 @@ impl Garbage {
         for (digest, _) in self.blobs.iter().chain(&self.incoming) {
             blobs.remove(digest)?;
         }
+        self.copies.iter().try_for_each(|(name, _)| blobs.remove_copy(name))?;
         self.quarantine.iter().try_for_each(|(digest, _)| blobs.remove_quarantined(digest))
     }
 }
@@ -162,6 +166,11 @@ pub fn plan(connection: &Connection, blobs: &Blobs, keep: &Keep) -> Result<Garba
         blobs: unwanted(blobs.list()?),
         incoming: unwanted(blobs.list_incoming()?),
         quarantine: blobs.list_quarantined()?,
+        copies: blobs
+            .list_copies()?
+            .into_iter()
+            .filter(|(name, _)| blobs::copy_of(name).is_none_or(|blob| !wanted.contains(&blob)))
+            .collect(),
     })
 }
 
@@ -206,13 +215,22 @@ mod tests {
         device.activate("acme/tiny:v1", two);
         let three = device.install("acme/tiny:v1", 3, b"weights three");
         device.activate("acme/tiny:v1", three);
+        std::fs::create_dir(device.blobs.copies_dir()).unwrap();
+        let copy = |weights: &[u8]| {
+            let name = format!("{}-avx2-1.weights", Digest::of(weights).hex());
+            std::fs::write(device.blobs.copies_dir().join(&name), b"copy").unwrap();
+            name
+        };
+        let (gone, _stays) = (copy(b"weights one"), copy(b"weights three"));
         let stray = device.blobs.put(b"stray").unwrap();
         let kept = device.blobs.put(b"kept for a download").unwrap();
         let keep = Keep { blobs: [kept].into(), ..Keep::default() };
         let planned = device.store.read_blocking(|c| plan(c, &device.blobs, &keep)).unwrap();
         let names: Vec<Digest> = planned.models.iter().map(|m| m.digest).collect();
         assert_eq!(names, [one]);
-        assert_eq!(planned.bytes(), 11 + 5);
+        assert_eq!(planned.copies, [(gone, 4)]);
+        assert_eq!(planned.bytes(), 11 + 5 + 4);
+        assert_eq!(device.blobs.usage().unwrap().copies_bytes, 8);
         let running = Keep { models: [one].into(), ..keep.clone() };
         let spared = device.store.read_blocking(|c| plan(c, &device.blobs, &running)).unwrap();
         assert!(spared.models.is_empty());
@@ -227,6 +245,7 @@ mod tests {
         assert_eq!(garbage, planned);
         garbage.sweep(&device.blobs, &lock).unwrap();
         assert_eq!(device.blobs.list().unwrap().len(), 3);
+        assert_eq!(device.blobs.list_copies().unwrap().len(), 1);
         device.blobs.open_verified(&kept).unwrap();
     }
 

@@ -216,7 +216,7 @@ impl Registry {
         file: &ManifestFile,
     ) -> Result<VerifiedFile, LoadError> {
         self.blobs
-            .open_verified(&file.digest)
+            .open_verified_file(file)
             .map_err(|source| LoadError::Blob { reference: reference.clone(), source })
     }
 

@@ -1,0 +1,159 @@
+//! Verification by chunks: the same bytes as the whole digest's, but on all processors at once.
+//!
+//! A signed manifest names a file's digest and the digests of its chunks, so either says whether
+//! the bytes are those that were signed. What was verified by chunks counts for that list of chunks
+//! alone: another manifest that names the same digest with other chunks is verified anew.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use ring::digest::{Context, SHA256};
+
+use super::{BlobError, Blobs, Identity, VerifiedFile, io, locked};
+use crate::Digest;
+use crate::manifest::{Chunk, ManifestFile};
+
+/// Files smaller than this are hashed as a whole: threads would cost more than they save.
+const PARALLEL_BYTES_MIN: u64 = 16 << 20;
+/// Threads that hash at most: beyond that the memory is the limit.
+const THREADS_MAX: usize = 16;
+
+impl Blobs {
+    /// [`Blobs::open_verified`] for a file that a verified manifest describes: by its chunks on all
+    /// processors where it is large. What does not hash as said is left to
+    /// [`Blobs::open_verified`], which judges by the whole digest.
+    ///
+    /// # Errors
+    /// As [`Blobs::open_verified`].
+    pub fn open_verified_file(&self, file: &ManifestFile) -> Result<VerifiedFile, BlobError> {
+        if file.size_bytes < PARALLEL_BYTES_MIN {
+            return self.open_verified(&file.digest);
+        }
+        let (digest, path) = (file.digest, self.path(&file.digest));
+        let open = self.open_blob(&digest, &path)?;
+        let before = Identity::of(&open).map_err(io("stat", &path))?;
+        let list = list_digest(file);
+        let known = locked(&self.inner.chunked).get(&digest) == Some(&(list, before));
+        if !known {
+            let chunks = file.chunk_list();
+            if before.size != file.size_bytes || !hold(&open, &chunks, file.size_bytes) {
+                return self.open_verified(&digest);
+            }
+            // Bytes that changed while they were hashed prove nothing.
+            if Identity::of(&open).map_err(io("stat", &path))? != before {
+                return Err(BlobError::Unsteady { digest });
+            }
+            locked(&self.inner.chunked).insert(digest, (list, before));
+        }
+        Ok(VerifiedFile { file: open, digest, size_bytes: before.size, path })
+    }
+}
+
+/// A digest of what a manifest says about a file's chunks.
+fn list_digest(file: &ManifestFile) -> Digest {
+    let mut bytes = Vec::new();
+    for chunk in file.chunk_list() {
+        bytes.extend(chunk.size_bytes.to_le_bytes());
+        bytes.extend(chunk.digest.as_bytes());
+    }
+    Digest::of(&bytes)
+}
+
+/// Whether the chunks cover the file without gaps and every one hashes as said. An error while
+/// reading is a no.
+fn hold(file: &File, chunks: &[Chunk], size_bytes: u64) -> bool {
+    if chunks.iter().map(|chunk| chunk.size_bytes).sum::<u64>() != size_bytes {
+        return false;
+    }
+    let (next, sound) = (AtomicUsize::new(0), AtomicBool::new(true));
+    let work = || {
+        let mut buffer = vec![0; 256 << 10];
+        while sound.load(Ordering::Relaxed) {
+            let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            if !matches!(hash(file, chunk, &mut buffer), Ok(found) if found == chunk.digest) {
+                sound.store(false, Ordering::Relaxed);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(THREADS_MAX) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    // The scope has joined all threads; one that panicked would have panicked here.
+    sound.into_inner() && next.into_inner() >= chunks.len()
+}
+
+fn hash(file: &File, chunk: &Chunk, buffer: &mut [u8]) -> std::io::Result<Digest> {
+    let mut context = Context::new(&SHA256);
+    let (mut at, end) = (chunk.offset, chunk.offset + chunk.size_bytes);
+    while at < end {
+        let room = (end - at).min(buffer.len() as u64) as usize;
+        match file.read_at(&mut buffer[..room], at) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                context.update(&buffer[..read]);
+                at += read as u64;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(super::finish(context))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::FileRole;
+
+    fn described(bytes: &[u8]) -> ManifestFile {
+        let (role, media_type) = (FileRole::Weights, "application/vnd.fulmar.gguf");
+        ManifestFile::describe(&mut &bytes[..], Vec::new(), role, "w.gguf", media_type).unwrap()
+    }
+
+    fn large() -> Vec<u8> {
+        (0..PARALLEL_BYTES_MIN as usize + 12_345).map(|i| (i * 7 / 3) as u8).collect()
+    }
+
+    #[test]
+    fn a_large_file_is_verified_by_chunks_and_a_flipped_bit_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path(), 1 << 30).unwrap();
+        let bytes = large();
+        let file = described(&bytes);
+        blobs.put(&bytes).unwrap();
+        assert_eq!(blobs.open_verified_file(&file).unwrap().digest, file.digest);
+        assert!(locked(&blobs.inner.chunked).contains_key(&file.digest));
+        blobs.open_verified_file(&file).unwrap();
+        for at in [0, bytes.len() / 2, bytes.len() - 1] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            std::fs::write(blobs.path(&file.digest), &damaged).unwrap();
+            let refused = blobs.open_verified_file(&file);
+            assert!(matches!(refused, Err(BlobError::Corrupt { .. })), "byte {at}");
+            blobs.put(&bytes).unwrap();
+            blobs.open_verified_file(&file).unwrap();
+        }
+    }
+
+    #[test]
+    fn chunks_that_another_manifest_signed_say_nothing_about_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(dir.path(), 1 << 30).unwrap();
+        let bytes = large();
+        blobs.put(&bytes).unwrap();
+        let mut other = bytes.clone();
+        other[99] ^= 1;
+        // Names the first file's digest over the other one's chunks, and finds those on the disk.
+        let lying = ManifestFile { digest: Digest::of(&bytes), ..described(&other) };
+        std::fs::write(blobs.path(&lying.digest), &other).unwrap();
+        blobs.open_verified_file(&lying).unwrap();
+        let refused = blobs.open_verified_file(&described(&bytes));
+        assert!(matches!(refused, Err(BlobError::Corrupt { .. })));
+    }
+}
