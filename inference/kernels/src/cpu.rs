@@ -12,8 +12,12 @@ pub enum Isa {
     Avx2Vnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
-    /// AArch64 with the dot product extension.
+    /// Every AArch64 processor.
     Neon,
+    /// AArch64 with the dot product extension (`dotprod`).
+    NeonDotprod,
+    /// The same with 8-bit matrix products (`i8mm`).
+    NeonI8mm,
 }
 
 /// The environment variable that overrides the choice.
@@ -38,15 +42,25 @@ impl Isa {
             Self::Avx2Vnni => "avx2-vnni",
             Self::Avx512 => "avx512",
             Self::Neon => "neon",
+            Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 
+    /// Every set, the best of each architecture first.
+    pub const ALL: [Self; 7] = [
+        Self::Avx512,
+        Self::Avx2Vnni,
+        Self::Avx2,
+        Self::NeonI8mm,
+        Self::NeonDotprod,
+        Self::Neon,
+        Self::Scalar,
+    ];
+
     /// Everything this processor runs, best first.
     pub fn available() -> Vec<Self> {
-        [Self::Avx512, Self::Avx2Vnni, Self::Avx2, Self::Neon, Self::Scalar]
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// The best set of this processor, or the one that [`OVERRIDE`] names.
@@ -79,16 +93,19 @@ impl Isa {
                     && has!("avx512vl")
                     && has!("avx512vnni")
             }
-            Self::Neon => false,
+            Self::Neon | Self::NeonDotprod | Self::NeonI8mm => false,
         }
     }
 
     #[cfg(target_arch = "aarch64")]
     fn is_available(self) -> bool {
+        use std::arch::is_aarch64_feature_detected as has;
         match self {
             Self::Scalar => true,
-            Self::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
-            _ => false,
+            Self::Neon => has!("neon"),
+            Self::NeonDotprod => has!("neon") && has!("dotprod"),
+            Self::NeonI8mm => has!("neon") && has!("dotprod") && has!("i8mm"),
+            Self::Avx2 | Self::Avx2Vnni | Self::Avx512 => false,
         }
     }
 

@@ -46,6 +46,10 @@ pub(crate) unsafe fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         Isa::Avx2Vnni => avx2::run_vnni(kernel),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => neon::run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDotprod => neon::run_dotprod(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm => neon::run_i8mm(kernel),
         _ => kernel.run::<Scalar<8>>(),
     }
 }

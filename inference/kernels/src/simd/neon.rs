@@ -1,17 +1,36 @@
-//! AArch64 NEON with the dot product extension: 8 lanes, as pairs of registers.
+//! AArch64 NEON: 8 lanes, as pairs of registers. Dot products at three levels, chosen at start:
+//! widened products on every processor, `sdot` from 2017 on, `smmla` (tiles of several tokens)
+//! from 2021 on. All give the same sums.
 
 use super::{Kernel, Simd};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-#[target_feature(enable = "neon,dotprod")]
+/// What every AArch64 processor has.
+const PLAIN: u8 = 0;
+/// And `sdot`.
+const DOTPROD: u8 = 1;
+/// And `smmla`.
+const I8MM: u8 = 2;
+
+#[target_feature(enable = "neon")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Neon>()
+    kernel.run::<Neon<PLAIN>>()
 }
 
-/// NEON with `sdot`.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn run_dotprod<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Neon<DOTPROD>>()
+}
+
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(super) unsafe fn run_i8mm<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Neon<I8MM>>()
+}
+
+/// NEON at one of the levels above.
 #[derive(Clone, Copy)]
-pub(crate) struct Neon;
+pub(crate) struct Neon<const LEVEL: u8>;
 
 /// A shift by a number that is constant after inlining.
 macro_rules! constant_shift {
@@ -40,6 +59,56 @@ unsafe fn sdot(mut acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
     acc
 }
 
+/// `acc[2i + j] += a[8i..8i + 8] . b[8j..8j + 8]`, signed: two rows of weights by two tokens. The
+/// intrinsic is not in stable Rust.
+#[inline(always)]
+unsafe fn smmla(mut acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+    asm!(
+        "smmla {acc:v}.4s, {a:v}.16b, {b:v}.16b",
+        acc = inout(vreg) acc, a = in(vreg) a, b = in(vreg) b,
+        options(pure, nomem, nostack, preserves_flags)
+    );
+    acc
+}
+
+/// What [`sdot`] gives, without the extension. No product of two signed bytes overflows 16 bits.
+#[inline(always)]
+unsafe fn widened_dot(acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+    let (a, b) = (vreinterpretq_s8_u8(a), vreinterpretq_s8_u8(b));
+    let low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+    let high = vpaddlq_s16(vmull_high_s8(a, b));
+    vaddq_s32(acc, vpaddq_s32(low, high))
+}
+
+/// [`Simd::dot16`] of two tokens, whose activations are 32 bytes apart: `smmla` takes eight bytes
+/// of two rows, so registers of four rows are paired lane by lane, and the sums go through the
+/// same pairing and back. The compiler drops "back and forth" between two calls.
+#[inline(always)]
+unsafe fn dot16_pair(
+    dots: [[uint8x16_t; 2]; 2],
+    w: &[[uint8x16_t; 2]; 4],
+    x: *const i8,
+) -> [[uint8x16_t; 2]; 2] {
+    let x = x.cast::<u8>();
+    let pair = |at: usize| vcombine_u8(vld1_u8(x.add(at)), vld1_u8(x.add(32 + at)));
+    let x = [pair(0), pair(8)];
+    let words = |v| vreinterpretq_u32_u8(v);
+    let mut out = dots;
+    for half in 0..2 {
+        let first = vreinterpretq_s32_u8(dots[0][half]);
+        let second = vreinterpretq_s32_u8(dots[1][half]);
+        let mut rows = [vzip1q_s32(first, second), vzip2q_s32(first, second)];
+        for (k, x) in x.iter().enumerate() {
+            let (a, b) = (words(w[2 * k][half]), words(w[2 * k + 1][half]));
+            rows[0] = smmla(rows[0], vreinterpretq_u8_u32(vzip1q_u32(a, b)), *x);
+            rows[1] = smmla(rows[1], vreinterpretq_u8_u32(vzip2q_u32(a, b)), *x);
+        }
+        out[0][half] = vreinterpretq_u8_s32(vuzp1q_s32(rows[0], rows[1]));
+        out[1][half] = vreinterpretq_u8_s32(vuzp2q_s32(rows[0], rows[1]));
+    }
+    out
+}
+
 /// Four half floats, widened.
 #[inline(always)]
 unsafe fn widen_half(p: *const u16) -> float32x4_t {
@@ -53,7 +122,7 @@ unsafe fn widen_half(p: *const u16) -> float32x4_t {
     wide
 }
 
-impl Simd for Neon {
+impl<const LEVEL: u8> Simd for Neon<LEVEL> {
     const LANES: usize = 8;
     const BIASED8: bool = false;
     type F = [float32x4_t; 2];
@@ -263,10 +332,35 @@ impl Simd for Neon {
         let mut sums = [vreinterpretq_s32_u8(acc[0]), vreinterpretq_s32_u8(acc[1])];
         for (j, w) in w.iter().enumerate() {
             let x = Self::spread(p.add(j * 4));
-            sums[0] = sdot(sums[0], w[0], x[0]);
-            sums[1] = sdot(sums[1], w[1], x[1]);
+            for half in 0..2 {
+                sums[half] = if LEVEL == PLAIN {
+                    widened_dot(sums[half], w[half], x[half])
+                } else {
+                    sdot(sums[half], w[half], x[half])
+                };
+            }
         }
         [vreinterpretq_u8_s32(sums[0]), vreinterpretq_u8_s32(sums[1])]
+    }
+    #[inline(always)]
+    unsafe fn dot16_tile<const BITS: u32, const T: usize>(
+        dots: &mut [[Self::I; 2]; T],
+        w: *const u8,
+        x: *const i8,
+    ) {
+        for g in 0..2 {
+            let w = w.add(g * 8 * Self::LANES * 4);
+            let w = [0, 1, 2, 3].map(|j| Self::load_i(w.add(j * Self::LANES * 4)));
+            let mut t = 0;
+            while LEVEL == I8MM && t + 2 <= T {
+                let pair = dot16_pair([dots[t][g], dots[t + 1][g]], &w, x.add(t * 32));
+                (dots[t][g], dots[t + 1][g]) = (pair[0], pair[1]);
+                t += 2;
+            }
+            for t in t..T {
+                dots[t][g] = Self::dot16::<BITS>(dots[t][g], w, x.add(t * 32));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
