@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """llama_bench.py MODEL.gguf [key=value ...]: the same measurements as fulmar's `throughput` example, by llama.cpp
-through llama-cpp-python's C interface. Keys: threads prompt generate sequences depth repeat flash(0|1)."""
+through llama-cpp-python's C interface. Keys: threads prompt generate sequences depth repeat flash(0|1) mmap(0|1)."""
 import ctypes
 import json
 import resource
@@ -10,7 +10,7 @@ import time
 BEGUN = time.perf_counter()
 import llama_cpp as L  # noqa: E402
 
-opts = dict(threads=4, prompt=512, generate=128, sequences=1, depth=0, repeat=1, flash=1)
+opts = dict(threads=4, prompt=512, generate=128, sequences=1, depth=0, repeat=1, flash=1, mmap=1)
 for a in sys.argv[2:]:
     key, value = a.split("=", 1)
     if key in opts:
@@ -32,6 +32,7 @@ BEGUN = time.perf_counter()
 L.llama_backend_init()
 mp = L.llama_model_default_params()
 mp.n_gpu_layers = 0
+mp.use_mmap = bool(opts["mmap"])
 model = L.llama_model_load_from_file(sys.argv[1].encode(), mp)
 assert model, "load"
 cp = L.llama_context_default_params()
