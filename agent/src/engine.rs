@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fulmar_inference::backend::KvType;
+use fulmar_inference::backend::{KvType, WeightCopies};
 use fulmar_inference::engine::{BackendChoice, EngineOptions, PrefixCache, Speculation};
 use fulmar_registry::ModelName;
 use procfs::Current as _;
 use serde::{Deserialize, Serialize};
 
 use crate::models::Drafts;
+
+mod cpus;
+use cpus::Cpus;
 
 /// The engine and its byte budget.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,9 +42,24 @@ pub(crate) struct Config {
     pub(crate) prefix_cache: PrefixCache,
     /// Which tokens are guessed ahead: `off`, `prompt-lookup`, or `auto` for that and draft models.
     pub(crate) speculation: Speculation,
+    /// Processors that the threads are bound to, as `0-3,6`; empty: the system places them.
+    pub(crate) cpus: Cpus,
+    /// `stored`: weights that were regrouped for the processor are kept on the disk, so that the
+    /// next start is fast; `off`: they are regrouped at every start.
+    pub(crate) regrouped_weights: RegroupedWeights,
     /// Small models that guess ahead for others: `"acme/pumps:1" = "acme/tiny:1"`. A model's
     /// manifest may name one too.
     pub(crate) drafts: BTreeMap<String, ModelName>,
+}
+
+/// Whether regrouped weights are kept between starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RegroupedWeights {
+    /// In the registry's folder, bound to the model's digest and the device's key.
+    Stored,
+    /// Not.
+    Off,
 }
 
 impl Default for Config {
@@ -60,6 +78,8 @@ impl Default for Config {
             keep_alive_s: 0,
             prefix_cache: engine.prefix_cache,
             speculation: engine.speculation,
+            cpus: Cpus::default(),
+            regrouped_weights: RegroupedWeights::Stored,
             drafts: BTreeMap::new(),
         }
     }
@@ -71,8 +91,8 @@ impl Config {
         Drafts::new(self.drafts.clone(), self.speculation)
     }
 
-    /// The engine's options.
-    pub(crate) fn options(&self) -> EngineOptions {
+    /// The engine's options; `copies` is where it may keep regrouped weights.
+    pub(crate) fn options(&self, copies: WeightCopies) -> EngineOptions {
         let default = EngineOptions::default();
         EngineOptions {
             budget_bytes: match self.budget_bytes {
@@ -80,6 +100,7 @@ impl Config {
                 bytes => bytes,
             },
             threads: match self.threads {
+                0 if !self.cpus.0.is_empty() => self.cpus.0.len(),
                 0 => default.threads,
                 threads => threads,
             },
@@ -93,9 +114,11 @@ impl Config {
             keep_alive: (self.keep_alive_s > 0).then(|| Duration::from_secs(self.keep_alive_s)),
             prefix_cache: self.prefix_cache,
             speculation: self.speculation,
-            // A stored copy of regrouped weights is not bound to the blob's digest yet, and no byte
-            // reaches the engine that was not verified: weights are regrouped at every start.
-            cache_dir: None,
+            cpus: self.cpus.0.clone(),
+            weight_copies: match self.regrouped_weights {
+                RegroupedWeights::Stored => Some(copies),
+                RegroupedWeights::Off => None,
+            },
             ..default
         }
     }

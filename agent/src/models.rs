@@ -311,7 +311,8 @@ impl Models {
         }
         let refused = |reason: String| ModelError::Load { name: name.clone(), reason };
         let gguf = Gguf::from_file(verified.weights.file, &name)
-            .map_err(|error: GgufError| refused(error.to_string()))?;
+            .map_err(|error: GgufError| refused(error.to_string()))?
+            .verified_as(*verified.weights.digest.as_bytes());
         let loading = self.load_with_draft(&engine_name, &verified.manifest, gguf).await;
         if let Some(reason) = &loading.draft_refused {
             tracing::warn!(model = name, reason, "a model runs without its draft");

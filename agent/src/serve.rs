@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use fulmar_inference::backend::WeightCopies;
 use fulmar_inference::engine::Engine;
 use fulmar_policy::audit::{self, AuditError, Event, Outcome};
 use fulmar_registry::Registry;
@@ -53,7 +54,8 @@ pub(crate) fn open(config: Config, dir: &Path) -> anyhow::Result<Arc<App>> {
     let state = State::open(dir)?;
     let limits = fulmar_registry::Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
-    let engine = Engine::start(config.engine.options())?;
+    let copies = WeightCopies::new(registry.blobs().copies_dir(), state.weights_key());
+    let engine = Engine::start(config.engine.options(copies))?;
     let drafts = config.engine.drafts();
     let models = Models::new(state.store().clone(), registry, engine.clone(), drafts);
     Ok(Arc::new(App::new(config, state, engine, models)?))

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `state.db` | registry, trust, audit log, tokens, outbox |
 //! | `audit.key`, `token.key` | Ed25519, PKCS#8, mode 0600 |
+//! | `weights.key` | 32 random bytes, mode 0600: binds the engine's copies of weights to the device |
 //! | `registry/` | models' files by digest, and the local owner's key |
 //! | `identity.json` | the device's certificate and key, once enrolled |
 //! | `log/` | JSON lines |
@@ -16,12 +17,27 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use fulmar_inference::backend::WeightCopies;
 use fulmar_policy::Policy;
 use fulmar_policy::audit::{self, AuditError, AuditKey, Event};
 use fulmar_policy::token::TokenKey;
 use fulmar_store::Store;
 use fulmar_sync::SignedClock;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use rusqlite::Transaction;
+
+/// The key that binds the engine's copies of weights to this device.
+struct WeightsKey([u8; WeightCopies::KEY_BYTES]);
+
+impl std::fmt::Debug for WeightsKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WeightsKey")
+    }
+}
+
+fn weights_key(bytes: &[u8]) -> Result<WeightsKey, std::array::TryFromSliceError> {
+    bytes.try_into().map(WeightsKey)
+}
 
 /// Everything that outlives the process, opened.
 #[derive(Debug)]
@@ -30,6 +46,7 @@ pub(crate) struct State {
     store: Store,
     audit_key: AuditKey,
     token_key: TokenKey,
+    weights_key: WeightsKey,
     clock: Arc<SignedClock>,
     started: Instant,
 }
@@ -50,15 +67,28 @@ impl State {
         schemas.push(&fulmar_sync::state::SCHEMA);
         let store = Store::open(&dir.join("state.db"), &schemas)?;
         let audit_key = key(dir, "audit.key", AuditKey::from_pkcs8, || {
-            AuditKey::generate().map(|key| key.to_pkcs8().to_vec())
+            Ok(AuditKey::generate()?.to_pkcs8().to_vec())
         })?;
         let token_key = key(dir, "token.key", TokenKey::from_pkcs8, || {
-            TokenKey::generate().map(|key| key.to_pkcs8().to_vec())
+            Ok(TokenKey::generate()?.to_pkcs8().to_vec())
+        })?;
+        let weights_key = key(dir, "weights.key", weights_key, || {
+            let mut bytes = [0; WeightCopies::KEY_BYTES];
+            SystemRandom::new().fill(&mut bytes).context("draw a key")?;
+            Ok(bytes.to_vec())
         })?;
         let signed_s = store.read_blocking(fulmar_registry::trust::signed_time)?;
         let clock = Arc::new(SignedClock::new(signed_s));
         let started = Instant::now();
-        Ok(Arc::new(Self { dir: dir.to_owned(), store, audit_key, token_key, clock, started }))
+        Ok(Arc::new(Self {
+            dir: dir.to_owned(),
+            store,
+            audit_key,
+            token_key,
+            weights_key,
+            clock,
+            started,
+        }))
     }
 
     /// The directory.
@@ -74,6 +104,11 @@ impl State {
     /// The key of app tokens.
     pub(crate) fn token_key(&self) -> &TokenKey {
         &self.token_key
+    }
+
+    /// The key of the engine's copies of weights.
+    pub(crate) fn weights_key(&self) -> &[u8; WeightCopies::KEY_BYTES] {
+        &self.weights_key.0
     }
 
     /// The key that signs the audit log.
@@ -176,7 +211,7 @@ fn key<T, E: std::error::Error + Send + Sync + 'static>(
     dir: &Path,
     name: &str,
     parse: impl Fn(&[u8]) -> Result<T, E>,
-    generate: impl Fn() -> Result<Vec<u8>, E>,
+    generate: impl Fn() -> anyhow::Result<Vec<u8>>,
 ) -> anyhow::Result<T> {
     let path = dir.join(name);
     let bytes = match std::fs::read(&path) {
@@ -234,7 +269,7 @@ mod tests {
         drop(first);
         let second = State::open(&dir.path().join("state")).unwrap();
         assert_eq!(second.device(), device);
-        for name in ["audit.key", "token.key"] {
+        for name in ["audit.key", "token.key", "weights.key"] {
             let mode = std::fs::metadata(second.dir().join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }

@@ -3,8 +3,10 @@
 //! ```text
 //! throughput MODEL.gguf [key=value ...]
 //!   backend=native threads=4 prompt=512 generate=128 sequences=1 depth=0 repeat=1 kv=f16
-//!   cache=FOLDER batch=512
+//!   cache=FOLDER batch=512 cpus=0,1,2,3
 //! ```
+//! With `cache`, the file is hashed at the start, in parts on all threads as a device verifies its
+//! models, and the regrouped weights are kept in the folder.
 //! `depth` tokens are in the cache before decoding is timed; `sequences` decode side by side.
 
 use std::collections::HashMap;
@@ -13,11 +15,48 @@ use std::time::Instant;
 
 use fulmar_inference::backend::{
     self, BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, Rows, Span, StepOutput,
+    WeightCopies,
 };
 use fulmar_inference::gguf::Gguf;
 use fulmar_inference::model::Architecture;
 
 type Failure = Box<dyn std::error::Error>;
+
+/// The key of copies that nobody needs to trust.
+const MEASURED: [u8; WeightCopies::KEY_BYTES] = *b"for measurements, not for fleets";
+/// Bytes that a thread hashes at a time.
+const PART_BYTES: u64 = 4 << 20;
+
+/// A digest of the file: of the SHA-256 of its parts, as a manifest's chunks have them.
+fn hash(model: &std::path::Path, threads: usize) -> Result<[u8; 32], Failure> {
+    use ring::digest::{Digest, SHA256, digest};
+    let file = std::fs::File::open(model)?;
+    let len = file.metadata()?.len();
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let parts = std::sync::Mutex::new(Vec::<(u64, Digest)>::new());
+    let work = || -> std::io::Result<()> {
+        let mut buffer = vec![0; PART_BYTES as usize];
+        loop {
+            let start = next.fetch_add(PART_BYTES, std::sync::atomic::Ordering::Relaxed);
+            if start >= len {
+                return Ok(());
+            }
+            let part = &mut buffer[..PART_BYTES.min(len - start) as usize];
+            std::os::unix::fs::FileExt::read_exact_at(&file, part, start)?;
+            if let Ok(mut parts) = parts.lock() {
+                parts.push((start, digest(&SHA256, part)));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or(Ok(())))
+    })?;
+    let mut parts = parts.into_inner().unwrap_or_default();
+    parts.sort_by_key(|(start, _)| *start);
+    let all: Vec<u8> = parts.iter().flat_map(|(_, digest)| digest.as_ref().to_vec()).collect();
+    Ok(digest(&SHA256, &all).as_ref().try_into()?)
+}
 
 struct Arguments(HashMap<String, String>);
 
@@ -81,7 +120,14 @@ struct Bench {
 
 impl Bench {
     fn load(model: &std::path::Path, arguments: &Arguments) -> Result<Self, Failure> {
-        let gguf = Gguf::open(model)?;
+        let threads = arguments.number("threads", 4)?;
+        let mut gguf = Gguf::open(model)?;
+        if arguments.0.contains_key("cache") {
+            gguf = gguf.verified_as(hash(model, threads)?);
+        }
+        let cpus = arguments.0.get("cpus").map_or(Ok(Vec::new()), |list| {
+            list.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()
+        })?;
         let architecture = Architecture::from_gguf(&gguf)?;
         let sequences = arguments.number("sequences", 1)?;
         let tokens = arguments
@@ -90,7 +136,7 @@ impl Bench {
         let each = tokens.div_ceil(BLOCK_TOKENS);
         let batch_max = arguments.number("batch", 512)?;
         let options = BackendOptions {
-            threads: arguments.number("threads", 4)?,
+            threads,
             context_tokens_max: tokens.max(4096),
             kv_blocks: each * sequences,
             kv_type: if arguments.is("kv", "f32") {
@@ -101,7 +147,11 @@ impl Bench {
                 KvType::F16
             },
             batch_tokens_max: batch_max,
-            cache_dir: arguments.0.get("cache").map(PathBuf::from),
+            cpus,
+            weight_copies: arguments
+                .0
+                .get("cache")
+                .map(|folder| WeightCopies::new(PathBuf::from(folder), &MEASURED)),
         };
         let backend = if arguments.is("backend", "candle") {
             backend::candle::load(&gguf, &architecture, &options)?

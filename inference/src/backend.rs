@@ -7,10 +7,12 @@
 
 pub mod candle;
 mod check;
+mod copies;
 pub mod native;
 mod plan;
 
 pub use check::{check_batch, check_blocks, output_rows};
+pub use copies::WeightCopies;
 pub use plan::plan;
 
 /// Positions per cache block, the same for every backend.
@@ -45,8 +47,12 @@ pub struct BackendOptions {
     pub kv_type: KvType,
     /// Tokens in one step at most, over all sequences.
     pub batch_tokens_max: usize,
-    /// Where a backend may keep a regrouped copy of the weights between starts.
-    pub cache_dir: Option<std::path::PathBuf>,
+    /// Processors that the threads are bound to, thread by thread, from the first again where there
+    /// are more threads; empty: the system places them.
+    pub cpus: Vec<usize>,
+    /// Where a backend may keep a regrouped copy of the weights between starts. Only for a model
+    /// whose digest somebody verified ([`Gguf::sha256`](crate::gguf::Gguf::sha256)).
+    pub weight_copies: Option<WeightCopies>,
 }
 
 /// Which rows of a span give logits.

@@ -203,6 +203,7 @@ impl Deref for Segment {
 #[derive(Debug, Clone)]
 pub struct Gguf {
     inner: Arc<Inner>,
+    sha256: Option<[u8; 32]>,
 }
 
 #[derive(Debug)]
@@ -254,6 +255,18 @@ impl Gguf {
     /// [`GgufError`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
         read::read(Segment::Owned(bytes), "model in memory")
+    }
+
+    /// The same file with the SHA-256 of its bytes, from whoever verified them in this process.
+    /// What is derived from the file may be kept under that digest.
+    #[must_use]
+    pub fn verified_as(self, sha256: [u8; 32]) -> Self {
+        Self { sha256: Some(sha256), ..self }
+    }
+
+    /// The SHA-256 of the file's bytes, where somebody verified them: see [`Gguf::verified_as`].
+    pub fn sha256(&self) -> Option<&[u8; 32]> {
+        self.sha256.as_ref()
     }
 
     /// The file's name, as given when it was opened.

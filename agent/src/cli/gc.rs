@@ -109,6 +109,10 @@ fn print(garbage: &Garbage, args: &Args) -> anyhow::Result<()> {
             );
         }
     }
+    for (name, bytes) in &garbage.copies {
+        let model = name.split('-').next().unwrap_or(name);
+        println!("regrouped copy of {} ({})", output::short_digest(model), output::size(*bytes));
+    }
     let verb = if args.dry_run { "would be" } else { "are" };
     println!("{} {verb} freed", output::size(garbage.bytes()));
     Ok(())

@@ -92,7 +92,8 @@ impl Models {
         let verified = verified.map_err(|error| error.to_string())?;
         let digests = vec![verified.digest, verified.weights.digest];
         let gguf = Gguf::from_file(verified.weights.file, &name.to_string());
-        gguf.map(|gguf| (gguf, digests)).map_err(|error| error.to_string())
+        let sha256 = *verified.weights.digest.as_bytes();
+        gguf.map(|gguf| (gguf.verified_as(sha256), digests)).map_err(|error| error.to_string())
     }
 
     /// Why models run without the drafts that were named for them, by name in the engine.

@@ -23,7 +23,6 @@ pub mod ops;
 mod pack;
 mod panel;
 mod simd;
-pub mod sum;
 pub mod team;
 
 pub use pack::LAYOUT_VERSION;

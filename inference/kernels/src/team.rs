@@ -7,12 +7,11 @@
 
 use crate::disjoint::Disjoint;
 use std::any::Any;
-use std::cell::UnsafeCell;
-use std::marker::PhantomData;
+use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 /// Spins before a waiting thread starts giving its core away, some tens of microseconds.
@@ -50,13 +49,16 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 /// Whether each thread stays on one core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Pinning {
     /// The system places threads.
     #[default]
     None,
-    /// Worker `i` runs on the `i`-th core that the process may use (Linux).
+    /// Thread `i` runs on the `i`-th core that the process may use (Linux).
     Cores,
+    /// Thread `i` runs on the `i`-th of these processors, from the first again where there are more
+    /// threads (Linux). A processor that the process may not use leaves the thread where it is.
+    Cpus(Arc<[usize]>),
 }
 
 /// Threads that compute together; see the module.
@@ -64,8 +66,8 @@ pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     pinning: Pinning,
-    /// Not `Sync`: only one thread at a time may run parts.
-    _owner: PhantomData<std::cell::Cell<()>>,
+    /// The thread that was bound as the owner. Not `Sync`: only one thread at a time may run parts.
+    owner: Cell<Option<ThreadId>>,
 }
 
 impl Team {
@@ -88,7 +90,7 @@ impl Team {
             }),
             workers: Vec::new(),
             pinning,
-            _owner: PhantomData,
+            owner: Cell::new(None),
         };
         team.start(threads);
         team
@@ -108,15 +110,27 @@ impl Team {
         }
     }
 
+    /// Binds the calling thread as the team's first, if threads are bound at all. To be called by
+    /// the thread that will run parts from now on, and keeps computing: it stays bound.
+    pub fn pin_owner(&self) {
+        if self.pinning == Pinning::None {
+            return;
+        }
+        let caller = std::thread::current().id();
+        if self.owner.replace(Some(caller)) != Some(caller) {
+            pin(0, &self.pinning);
+        }
+    }
+
     fn start(&mut self, threads: usize) {
         self.shared.stop.store(false, Ordering::SeqCst);
         let seen = self.shared.part.0.load(Ordering::SeqCst);
         for index in 1..threads {
             let shared = self.shared.clone();
-            let pinning = self.pinning;
+            let pinning = self.pinning.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("fulmar-compute-{index}"))
-                .spawn(move || work(&shared, index, pinning, seen));
+                .spawn(move || work(&shared, index, &pinning, seen));
             match worker {
                 Ok(worker) => self.workers.push(worker),
                 Err(_) => break,
@@ -275,10 +289,8 @@ fn pause(spins: &mut usize) -> bool {
     true
 }
 
-fn work(shared: &Shared, index: usize, pinning: Pinning, mut seen: usize) {
-    if pinning == Pinning::Cores {
-        pin(index);
-    }
+fn work(shared: &Shared, index: usize, pinning: &Pinning, mut seen: usize) {
+    pin(index, pinning);
     loop {
         seen = shared.wait(seen);
         if shared.stop.load(Ordering::SeqCst) {
@@ -298,69 +310,56 @@ fn work(shared: &Shared, index: usize, pinning: Pinning, mut seen: usize) {
     }
 }
 
+/// Binds the calling thread, number `index` of its team.
+fn pin(index: usize, pinning: &Pinning) {
+    let cpus: Arc<[usize]> = match pinning {
+        Pinning::None => return,
+        Pinning::Cores => usable_cpus().into(),
+        Pinning::Cpus(cpus) => Arc::clone(cpus),
+    };
+    if let Some(cpu) = cpus.get(index % cpus.len().max(1)) {
+        bind(*cpu);
+    }
+}
+
+/// The numbers of the processors that the calling thread may run on; empty where the system does
+/// not tell.
 #[cfg(target_os = "linux")]
-fn pin(index: usize) {
-    // SAFETY: plain system calls on a zeroed set of our own.
+pub fn usable_cpus() -> Vec<usize> {
+    // SAFETY: plain data, for which all zeros are a value.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the system writes at most the size given, into a set of our own.
+    if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut allowed) } != 0 {
+        return Vec::new();
+    }
+    // SAFETY: the numbers are within the set.
+    (0..libc::CPU_SETSIZE as usize)
+        .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &allowed) })
+        .collect()
+}
+
+#[cfg(target_os = "linux")]
+fn bind(cpu: usize) {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return;
+    }
+    // SAFETY: a zeroed set is one, the number is within it, and the system only reads it.
     unsafe {
-        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
-        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut allowed) != 0 {
-            return;
-        }
-        let cores = (0..libc::CPU_SETSIZE as usize).filter(|core| libc::CPU_ISSET(*core, &allowed));
-        let cores: Vec<usize> = cores.collect();
-        let Some(core) = cores.get(index % cores.len().max(1)) else { return };
         let mut one: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(*core, &mut one);
+        libc::CPU_SET(cpu, &mut one);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &one);
     }
 }
 
+/// The numbers of the processors that the calling thread may run on; empty where the system does
+/// not tell.
 #[cfg(not(target_os = "linux"))]
-fn pin(_: usize) {}
+pub fn usable_cpus() -> Vec<usize> {
+    Vec::new()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bind(_: usize) {}
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_index_is_visited_once_by_any_number_of_threads() {
-        for threads in 1..6 {
-            let team = Team::new(threads, Pinning::None);
-            for count in [0usize, 1, 2, 7, 100] {
-                let visits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
-                team.for_each(count, 3, &|_, index| {
-                    visits[index].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 1));
-            }
-        }
-    }
-
-    #[test]
-    fn a_sleeping_team_wakes_for_the_next_part() {
-        let team = Team::new(3, Pinning::Cores);
-        for _ in 0..3 {
-            while team.shared.sleepers.load(Ordering::SeqCst) < 2 {
-                std::thread::yield_now();
-            }
-            let count = AtomicUsize::new(0);
-            team.run(&|_| {
-                count.fetch_add(1, Ordering::Relaxed);
-            });
-            assert_eq!(count.into_inner(), 3);
-        }
-    }
-
-    #[test]
-    fn a_workers_panic_reaches_the_owner_and_the_team_goes_on() {
-        let mut team = Team::new(4, Pinning::None);
-        let result = catch_unwind(AssertUnwindSafe(|| team.run(&|i| assert!(i != 2, "two"))));
-        assert!(result.is_err());
-        team.resize(2);
-        let count = AtomicUsize::new(0);
-        team.run(&|_| {
-            count.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(count.into_inner(), 2);
-    }
-}
+mod tests;

@@ -95,7 +95,8 @@ mod tests {
             kv_blocks: 3,
             kv_type: KvType::F32,
             batch_tokens_max: 4,
-            cache_dir: None,
+            cpus: Vec::new(),
+            weight_copies: None,
         }
     }
 

@@ -4,7 +4,8 @@
 //! allocated then, too. Quantised weights are multiplied with activations rounded to 8 bits per 32
 //! values, float weights in 32-bit floats.
 //!
-//! With a folder for it, the regrouped weights are stored once and mapped from then on.
+//! With a folder for it, the regrouped weights of a verified model are stored once and mapped from
+//! then on.
 //!
 //! Invariant: a token's result depends on its sequence alone, bit by bit, not on what else is in
 //! the batch, nor on how its prompt was cut into batches, nor on the number of threads.
@@ -100,9 +101,13 @@ impl Native {
         isa: Isa,
     ) -> Result<Self, LoadError> {
         options.check()?;
-        let team = Team::new(options.threads, Pinning::None);
+        let pinning = match options.cpus.as_slice() {
+            [] => Pinning::None,
+            cpus => Pinning::Cpus(cpus.into()),
+        };
+        let team = Team::new(options.threads, pinning);
         let weights =
-            Source::new(gguf, architecture, isa)?.load(&team, options.cache_dir.as_deref())?;
+            Source::new(gguf, architecture, isa)?.load(&team, options.weight_copies.as_ref())?;
         Ok(Self {
             isa,
             weights,
@@ -122,6 +127,7 @@ impl Backend for Native {
 
     fn step(&mut self, batch: &Batch<'_>, output: &mut StepOutput) -> Result<(), StepError> {
         check_batch(batch, self.architecture.vocab_len, &self.options)?;
+        self.team.pin_owner();
         self.run(batch, output)
     }
 

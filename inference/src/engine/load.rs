@@ -249,7 +249,8 @@ fn plan(shared: &Shared, gguf: &Gguf, options: &LoadOptions) -> Result<Planned, 
         kv_blocks: blocks_for(kv_tokens),
         kv_type: engine.kv_type,
         batch_tokens_max: engine.batch_tokens_max,
-        cache_dir: engine.cache_dir.clone(),
+        cpus: engine.cpus.clone(),
+        weight_copies: engine.weight_copies.clone(),
     };
     let chosen = Chosen::new(engine.backend, gguf, &architecture, &backend)?;
     let tokenizer_bytes = tokens as u64 * TABLE_BYTES_PER_TOKEN;

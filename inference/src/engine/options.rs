@@ -1,11 +1,10 @@
 //! What an engine and a loaded model are given.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{BLOCK_TOKENS, KvType};
+use crate::backend::{BLOCK_TOKENS, KvType, WeightCopies};
 
 /// Which backend runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -52,8 +51,10 @@ pub struct EngineOptions {
     pub prefix_cache: PrefixCache,
     /// Which tokens are guessed ahead.
     pub speculation: Speculation,
-    /// Where a backend may keep a regrouped copy of the weights between starts.
-    pub cache_dir: Option<PathBuf>,
+    /// Processors that the threads are bound to, in order; empty: the system places them.
+    pub cpus: Vec<usize>,
+    /// Where a backend may keep regrouped copies of the weights between starts.
+    pub weight_copies: Option<WeightCopies>,
     /// The time that chat templates see, in seconds since 1970; `None`: the clock's.
     pub template_now_s: Option<i64>,
 }
@@ -99,7 +100,8 @@ impl Default for EngineOptions {
             keep_alive: None,
             prefix_cache: PrefixCache::Shared,
             speculation: Speculation::Auto,
-            cache_dir: None,
+            cpus: Vec::new(),
+            weight_copies: None,
             template_now_s: None,
         }
     }
@@ -140,6 +142,16 @@ impl EngineOptions {
             if found < min || found > max {
                 return Err(OptionsError { field, found: found as u64, expected });
             }
+        }
+        let usable = fulmar_kernels::team::usable_cpus();
+        // An empty list: the system does not tell.
+        let missing = |cpu: &&usize| !usable.is_empty() && !usable.contains(cpu);
+        if let Some(cpu) = self.cpus.iter().find(missing) {
+            return Err(OptionsError {
+                field: "cpus",
+                found: *cpu as u64,
+                expected: "processors that this process may use",
+            });
         }
         if self.queue_bytes_max >= self.budget_bytes {
             return Err(OptionsError {

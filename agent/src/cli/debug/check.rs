@@ -42,7 +42,8 @@ fn facts(path: &Path, compute: &Compute) -> anyhow::Result<String> {
         kv_blocks: 1,
         kv_type: KvType::F16,
         batch_tokens_max: 1,
-        cache_dir: None,
+        cpus: Vec::new(),
+        weight_copies: None,
     };
     let planned = match compute.backend {
         BackendName::Native => backend::native::plan(&gguf, &architecture, &options)

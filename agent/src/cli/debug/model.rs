@@ -98,7 +98,8 @@ impl Sequence {
             kv_blocks: blocks,
             kv_type: compute.kv_type(),
             batch_tokens_max: step_tokens_max,
-            cache_dir: None,
+            cpus: Vec::new(),
+            weight_copies: None,
         };
         let backend = match compute.backend {
             BackendName::Native => backend::native::load(gguf, &architecture, &options),

@@ -16,7 +16,8 @@ fn options(kv_type: KvType) -> BackendOptions {
         kv_blocks: 16,
         kv_type,
         batch_tokens_max: 128,
-        cache_dir: None,
+        cpus: Vec::new(),
+        weight_copies: None,
     }
 }
 

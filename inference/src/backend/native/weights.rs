@@ -4,7 +4,6 @@
 //! the file ties them to the head they would otherwise be kept twice.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use fulmar_kernels::activations::Forms;
@@ -17,6 +16,7 @@ use fulmar_kernels::team::Team;
 
 use super::stored::{HEAD_BYTES, Stored};
 use super::{LoadError, refused};
+use crate::backend::WeightCopies;
 use crate::gguf::{Gguf, Tensor};
 use crate::model::{Architecture, Layer, Linear};
 
@@ -163,8 +163,15 @@ impl<'a> Source<'a> {
     }
 
     /// Takes the regrouped weights from the copy in `folder`, or makes them (and the copy).
-    pub(super) fn load(mut self, team: &Team, folder: Option<&Path>) -> Result<Weights, LoadError> {
-        let stored = folder.map(|folder| Stored::new(folder, self.gguf, self.isa, self.bytes));
+    pub(super) fn load(
+        mut self,
+        team: &Team,
+        copies: Option<&WeightCopies>,
+    ) -> Result<Weights, LoadError> {
+        // Without a digest there is nothing to bind a copy to.
+        let stored = copies
+            .zip(self.gguf.sha256())
+            .map(|(copies, sha256)| Stored::new(copies, sha256, self.isa, self.bytes));
         if let Some(stored) = stored {
             let runs = self.runs();
             let map = match stored.open(team, &runs) {
@@ -174,7 +181,9 @@ impl<'a> Source<'a> {
             match map {
                 Ok(map) => {
                     self.base = HEAD_BYTES;
-                    return self.assemble(&Arc::new(Storage::Mapped(map)));
+                    let weights = self.assemble(&Arc::new(Storage::Mapped(map)))?;
+                    self.gguf.release();
+                    return Ok(weights);
                 }
                 Err(StoreError::Load(error)) => return Err(error),
                 // The copy saves time, nothing else.

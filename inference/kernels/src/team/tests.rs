@@ -1,0 +1,93 @@
+use super::*;
+
+#[test]
+fn every_index_is_visited_once_by_any_number_of_threads() {
+    for threads in 1..6 {
+        let team = Team::new(threads, Pinning::None);
+        for count in [0usize, 1, 2, 7, 100] {
+            let visits: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            team.for_each(count, 3, &|_, index| {
+                visits[index].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 1));
+        }
+    }
+}
+
+#[test]
+fn a_sleeping_team_wakes_for_the_next_part() {
+    let team = Team::new(3, Pinning::Cores);
+    for _ in 0..3 {
+        while team.shared.sleepers.load(Ordering::SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+        let count = AtomicUsize::new(0);
+        team.run(&|_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 3);
+    }
+}
+
+#[test]
+fn a_workers_panic_reaches_the_owner_and_the_team_goes_on() {
+    let mut team = Team::new(4, Pinning::None);
+    let result = catch_unwind(AssertUnwindSafe(|| team.run(&|i| assert!(i != 2, "two"))));
+    assert!(result.is_err());
+    team.resize(2);
+    let count = AtomicUsize::new(0);
+    team.run(&|_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    assert_eq!(count.into_inner(), 2);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn bound_threads_run_where_they_were_told() {
+    let cpus = usable_cpus();
+    // In the other direction than the system's, and one fewer than there are threads.
+    let wanted: Arc<[usize]> = cpus.iter().rev().copied().collect();
+    let threads = wanted.len() + 1;
+    std::thread::scope(|scope| {
+        let owner = scope.spawn(|| {
+            let team = Team::new(threads, Pinning::Cpus(Arc::clone(&wanted)));
+            team.pin_owner();
+            team.run(&|index| assert_eq!(usable_cpus(), [wanted[index % wanted.len()]]));
+        });
+        owner.join().unwrap();
+    });
+    assert_eq!(usable_cpus(), cpus, "other threads are left alone");
+}
+
+/// Processor time that the process, and that its calling thread alone, have used.
+#[cfg(target_os = "linux")]
+fn used() -> (Duration, Duration) {
+    let of = |clock| {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the system writes one value into our own.
+        assert_eq!(unsafe { libc::clock_gettime(clock, &mut time) }, 0);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    (of(libc::CLOCK_PROCESS_CPUTIME_ID), of(libc::CLOCK_THREAD_CPUTIME_ID))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_idle_team_uses_no_processor() {
+    let team = Team::new(4, Pinning::None);
+    team.run(&|_| ());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while team.shared.sleepers.load(Ordering::SeqCst) < 3 {
+        assert!(Instant::now() < deadline, "the workers do not sleep");
+        std::thread::yield_now();
+    }
+    // The window is this thread's own work, so that a busy machine makes it longer, not wrong.
+    let (process, own) = used();
+    let window = Duration::from_millis(300);
+    while used().1 - own < window {
+        std::hint::spin_loop();
+    }
+    let others = (used().0 - process).saturating_sub(used().1 - own);
+    assert!(others < window / 20, "three idle workers used {others:?} in {window:?}");
+}
