@@ -10,8 +10,16 @@ const CPU_MAX: usize = 1023;
 
 /// Processors by number, each once, in ascending order; may be empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "Given", into = "String")]
 pub(crate) struct Cpus(pub(super) Vec<usize>);
+
+/// A list as it stands in the configuration: one processor may be written as a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Given {
+    One(usize),
+    List(String),
+}
 
 /// The list cannot be read.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,11 +47,14 @@ impl FromStr for Cpus {
     }
 }
 
-impl TryFrom<String> for Cpus {
+impl TryFrom<Given> for Cpus {
     type Error = CpusError;
 
-    fn try_from(text: String) -> Result<Self, CpusError> {
-        text.parse()
+    fn try_from(given: Given) -> Result<Self, CpusError> {
+        match given {
+            Given::One(cpu) => cpu.to_string().parse(),
+            Given::List(list) => list.parse(),
+        }
     }
 }
 

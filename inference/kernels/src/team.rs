@@ -2,6 +2,10 @@
 //! its parallel parts to all of them; the parts are microseconds long, so the others wait by
 //! spinning, give their core away when it lasts, and sleep when no step comes.
 //!
+//! Where others want the same cores, all waiting is by sleeping soon: a thread that gives its core
+//! away while somebody else is ready has to wait for that one's whole time slice, milliseconds for a
+//! wait of microseconds, while one that sleeps is run again as soon as it is woken.
+//!
 //! Invariants: a part's closure is called only between the start and the end of [`Team::run`], so it may
 //! borrow from the owner; a panic in any thread becomes a panic of the owner.
 
@@ -18,6 +22,10 @@ use std::time::{Duration, Instant};
 const SPINS: usize = 1500;
 /// How long a thread without work stays awake. Longer than the pause between two steps.
 const AWAKE: Duration = Duration::from_millis(3);
+/// A core that was given away for longer is wanted by somebody else.
+const CROWDED_AFTER: Duration = Duration::from_micros(100);
+/// Waits by sleeping after a core was found to be wanted; then it is tried again.
+const CROWDED_WAITS: usize = 1000;
 
 /// A part of a step as the threads see it.
 type Part = *const (dyn Fn(usize) + Sync);
@@ -37,9 +45,15 @@ struct Shared {
     closure: UnsafeCell<Option<Part>>,
     stop: AtomicBool,
     sleepers: AtomicUsize,
+    /// How many of the next waits are by sleeping.
+    crowded: AtomicUsize,
+    /// Whether the owner sleeps until a part is finished.
+    owner_sleeps: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleep: Mutex<()>,
     wake: Condvar,
+    /// Wakes the owner.
+    done: Condvar,
 }
 
 // SAFETY: `closure` is the only field that is not `Sync`; the owner writes it only while no part
@@ -84,9 +98,12 @@ impl Team {
                 closure: UnsafeCell::new(None),
                 stop: AtomicBool::new(false),
                 sleepers: AtomicUsize::new(0),
+                crowded: AtomicUsize::new(0),
+                owner_sleeps: AtomicBool::new(false),
                 panic: Mutex::new(None),
                 sleep: Mutex::new(()),
                 wake: Condvar::new(),
+                done: Condvar::new(),
             }),
             workers: Vec::new(),
             pinning,
@@ -237,9 +254,13 @@ struct Rest<'a> {
 
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
+        let shared = self.shared;
         let mut spins = 0;
-        while self.shared.finished.0.load(Ordering::Acquire) < self.workers {
-            pause(&mut spins);
+        while shared.finished.0.load(Ordering::Acquire) < self.workers {
+            match pause(&mut spins, shared) {
+                Pause::Spun | Pause::Yielded => {}
+                Pause::Crowded => shared.sleep_until_finished(self.workers),
+            }
         }
     }
 }
@@ -259,12 +280,35 @@ impl Shared {
             if part != seen {
                 return part;
             }
-            if pause(&mut spins) {
-                let since = *since.get_or_insert_with(Instant::now);
-                if since.elapsed() > AWAKE {
-                    self.sleep_until_after(seen);
+            match pause(&mut spins, self) {
+                Pause::Spun => {}
+                Pause::Yielded => {
+                    if since.get_or_insert_with(Instant::now).elapsed() > AWAKE {
+                        self.sleep_until_after(seen);
+                    }
                 }
+                Pause::Crowded => self.sleep_until_after(seen),
             }
+        }
+    }
+
+    fn sleep_until_finished(&self, workers: usize) {
+        let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+        self.owner_sleeps.store(true, Ordering::SeqCst);
+        while self.finished.0.load(Ordering::SeqCst) < workers {
+            guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.owner_sleeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Counts the calling worker as finished.
+    fn finish(&self) {
+        // In one order with the owner's announcement and its look at the count: either it sees
+        // this worker, or this worker sees it asleep.
+        self.finished.0.fetch_add(1, Ordering::SeqCst);
+        if self.owner_sleeps.load(Ordering::SeqCst) {
+            drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
+            self.done.notify_one();
         }
     }
 
@@ -278,15 +322,35 @@ impl Shared {
     }
 }
 
-/// One moment of waiting: a spin, or after many the rest of the time slice. True for the latter.
-fn pause(spins: &mut usize) -> bool {
+/// How a moment of waiting passed.
+enum Pause {
+    /// Spinning.
+    Spun,
+    /// The core was offered to others.
+    Yielded,
+    /// Others want the core: it is time to sleep.
+    Crowded,
+}
+
+/// One moment of waiting.
+fn pause(spins: &mut usize, shared: &Shared) -> Pause {
     *spins += 1;
     if *spins < SPINS {
         std::hint::spin_loop();
-        return false;
+        return Pause::Spun;
     }
+    // Counted by whoever waits; that two may count one wait does not matter.
+    let crowded = shared.crowded.load(Ordering::Relaxed);
+    if crowded > 0 {
+        shared.crowded.store(crowded - 1, Ordering::Relaxed);
+        return Pause::Crowded;
+    }
+    let offered = Instant::now();
     std::thread::yield_now();
-    true
+    if offered.elapsed() > CROWDED_AFTER {
+        shared.crowded.store(CROWDED_WAITS, Ordering::Relaxed);
+    }
+    Pause::Yielded
 }
 
 fn work(shared: &Shared, index: usize, pinning: &Pinning, mut seen: usize) {
@@ -306,7 +370,7 @@ fn work(shared: &Shared, index: usize, pinning: &Pinning, mut seen: usize) {
                 *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
         }
-        shared.finished.0.fetch_add(1, Ordering::Release);
+        shared.finish();
     }
 }
 

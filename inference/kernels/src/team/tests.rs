@@ -91,3 +91,43 @@ fn an_idle_team_uses_no_processor() {
     let others = (used().0 - process).saturating_sub(used().1 - own);
     assert!(others < window / 20, "three idle workers used {others:?} in {window:?}");
 }
+
+#[test]
+fn parts_are_whole_where_all_waiting_is_by_sleeping() {
+    let team = Team::new(4, Pinning::None);
+    for _ in 0..200 {
+        // As if somebody else had just taken a core.
+        team.shared.crowded.store(CROWDED_WAITS, Ordering::SeqCst);
+        let count = AtomicUsize::new(0);
+        team.for_each(64, 1, &|thread, index| {
+            // Uneven work, so that the owner waits for the others and they for it.
+            for _ in 0..(thread * 5_000 + index * 50) {
+                std::hint::spin_loop();
+            }
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 64);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn two_teams_on_one_core_take_turns() {
+    // One core for eight threads: what waits must let the others go on.
+    let cpu = usable_cpus()[0];
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let team = Team::new(4, Pinning::Cpus([cpu].into()));
+                team.pin_owner();
+                let parts = AtomicUsize::new(0);
+                for _ in 0..2000 {
+                    team.run(&|_| {
+                        parts.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                assert_eq!(parts.into_inner(), 8000);
+            });
+        }
+    });
+}
