@@ -86,9 +86,8 @@ fn every_family_gives_candles_logits_with_every_cache_on_every_instruction_set()
 
 #[test]
 fn a_sequence_is_the_same_bits_in_pieces_in_a_batch_and_with_any_threads() {
-    for (family, isa) in Sample::families()
-        .into_iter()
-        .flat_map(|f| Isa::available().into_iter().map(move |i| (f, i)))
+    for (family, isa) in
+        Sample::families().flat_map(|f| Isa::available().into_iter().map(move |i| (f, i)))
     {
         let gguf = sample(family, TensorType::F32);
         for kv_type in [KvType::F16, KvType::Q8] {
