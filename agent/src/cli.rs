@@ -199,3 +199,13 @@ pub(crate) fn quiet_log(
 ) -> anyhow::Result<tracing_appender::non_blocking::WorkerGuard> {
     logging::start(&config.log, dir, Console::Quiet)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_command_has_arguments_that_do_not_clash() {
+        super::Cli::command().debug_assert();
+    }
+}

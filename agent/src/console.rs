@@ -221,6 +221,15 @@ impl Console {
         self.send(Method::GET, &format!("devices/{device_id}"), &Value::Null).await
     }
 
+    /// Hands in a device's file of reports.
+    ///
+    /// # Errors
+    /// What the control plane says.
+    pub(crate) async fn hand_in(&self, file: Vec<u8>) -> anyhow::Result<Value> {
+        let request = self.request(Method::POST, "report-files").body(file);
+        read(request.send().await.context("reach the control plane")?, "hand in reports").await
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}/api/v1/{path}", self.url)).bearer_auth(&self.token)
     }

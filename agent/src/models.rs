@@ -235,9 +235,31 @@ impl Models {
             (Some(only), None) => Ok(only.clone()),
             _ => {
                 let name = exact?;
+                self.check_revoked(&name).await?;
                 let active = if active.is_empty() { "none".to_owned() } else { active.join(", ") };
                 Err(ModelError::NotInstalled { name, active })
             }
+        }
+    }
+
+    /// What is not active may have been revoked: whoever asks for it is told so.
+    async fn check_revoked(&self, name: &str) -> Result<(), ModelError> {
+        let wanted = name.to_owned();
+        let barred: Result<Option<Barred>, CatalogError> = self
+            .store
+            .read(move |connection| {
+                let Ok(standing) = Standing::load(connection) else { return Ok(None) };
+                let models = catalog::list(connection, &Filter::default())?;
+                let same = |model: &&catalog::Installed| model.name().to_string() == wanted;
+                Ok(models.iter().filter(same).find_map(|model| {
+                    let files = model.manifest.files.iter().map(|file| &file.digest);
+                    standing.check_model(std::iter::once(&model.digest).chain(files)).err()
+                }))
+            })
+            .await;
+        match barred.map_err(ModelError::Store)? {
+            Some(barred) => Err(ModelError::Barred { name: name.to_owned(), barred }),
+            None => Ok(()),
         }
     }
 

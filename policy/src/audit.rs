@@ -11,6 +11,8 @@
 
 mod merkle;
 mod verify;
+mod witness;
+mod words;
 
 use ring::rand::SystemRandom;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
@@ -21,6 +23,8 @@ use fulmar_store::Schema;
 
 pub use merkle::{Hash, Proof};
 pub use verify::{Verified, prove, verify};
+pub use witness::{Reported, Tree, reported};
+pub use words::reports_signature_holds;
 
 use merkle::Peaks;
 

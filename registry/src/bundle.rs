@@ -1,18 +1,22 @@
 //! Bundles: what a device would fetch from its control plane, in one file that a person can carry.
 //!
-//! `fulmar-bundle 1\n`, the header's length (8 bytes, little-endian), the header as JSON, and the
-//! blobs one after another in the header's order.
+//! `fulmar-bundle 2\n`, the index's length (8 bytes, little-endian), the index as JSON, the
+//! signature's length and the signature (JSON too) over the index's bytes by the director's key,
+//! and the blobs one after another in the index's order. Nothing follows the last one.
 //!
-//! A bundle needs no trust of its own. Its metadata are the files of both TUF repositories, signed
-//! by the owner and by the director for one device each, and go through the same client as from
-//! the network: an older bundle never undoes a newer one, because versions never go back. Its
-//! blobs are known by their digests.
+//! The signature finds a bundle out at once that somebody changed on its way: the index has the
+//! digest and length of every blob. What it holds needs no trust beyond that: its metadata are the
+//! files of both TUF repositories, signed by the owner and by the director for one device each, and
+//! go through the same client as from the network.
+//!
+//! An older bundle never undoes a newer one: versions of metadata never go back, and neither does
+//! the bundle's own serial number.
 //!
 //! Deliberately absent: compression (weights do not compress), and the device's private matters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -21,9 +25,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::blobs::{Begin, BlobError, Blobs, Expected};
-use crate::trust::{Fetched, Want};
+use crate::trust::{Fetched, KeyError, Repo, SigningKey, TrustError, Trusted, Want};
 
-const MAGIC: &[u8] = b"fulmar-bundle 1\n";
+const MAGIC: &[u8] = b"fulmar-bundle 2\n";
+/// Longest signature, in bytes.
+const SIGNATURE_BYTES_MAX: u64 = 16 << 10;
 /// Longest header, in bytes.
 const HEADER_BYTES_MAX: u64 = 256 << 20;
 /// Most blobs in one bundle.
@@ -60,9 +66,71 @@ pub enum BundleError {
         /// Whom it is for.
         found: String,
     },
+    /// It was changed on its way, or somebody else made it.
+    #[error(
+        "read the bundle {path}: its index is not signed by the director that this device trusts \
+         (key {found}, expected one of {expected}): it was changed on its way, or comes from another \
+         fleet; have the control plane write it again"
+    )]
+    Signature {
+        /// The file.
+        path: PathBuf,
+        /// The key that it says signed it.
+        found: String,
+        /// The keys that may.
+        expected: String,
+    },
+    /// A blob in it is not the one that its index names.
+    #[error("read the bundle {path}: blob {digest} in it was changed on its way: copy it again")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Which blob.
+        digest: Digest,
+    },
+    /// An older one than this device has taken.
+    #[error(
+        "read the bundle {path}: its serial number is {found}, this device has taken {seen}: have \
+         the control plane write a newer one"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// The newest taken.
+        seen: u64,
+        /// Its own.
+        found: u64,
+    },
+    /// The index could not be signed.
+    #[error("sign the bundle: {0}")]
+    Sign(#[from] KeyError),
+    /// The director's roots in it do not follow from the trusted one.
+    #[error("read the bundle's director roots: {0}")]
+    Trust(#[from] Box<TrustError>),
     /// A blob.
     #[error("carry a blob: {0}")]
     Blobs(#[from] BlobError),
+}
+
+/// What the control plane made durable of a device's reports, on its way back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ack {
+    /// All reports up to and with this number are durable.
+    pub acked_through: u64,
+    /// Entries of the device's audit log that the co-signature covers.
+    #[serde(default)]
+    pub audit_entries: u64,
+    /// The control plane's co-signature of the log's head, hex; empty where there is none.
+    #[serde(default)]
+    pub audit_cosignature: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signature {
+    keyid: String,
+    sig: String,
 }
 
 /// Metadata files by name, as base64.
@@ -74,10 +142,15 @@ type Files = BTreeMap<String, String>;
 pub struct Header {
     /// When it was made, seconds since 1970; for people.
     pub created_at_s: i64,
+    /// Counts up with every bundle of a control plane.
+    pub serial: u64,
     /// The registry repository's files.
     registry: Files,
     /// The director repository's files for each device.
     director: BTreeMap<String, Files>,
+    /// What became of the devices' reports.
+    #[serde(default)]
+    acks: BTreeMap<String, Ack>,
     /// The owner's policy, as base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     policy: Option<String>,
@@ -88,8 +161,19 @@ pub struct Header {
 impl Header {
     /// An empty bundle.
     #[must_use]
-    pub fn new(created_at_s: i64) -> Self {
-        Self { created_at_s, ..Self::default() }
+    pub fn new(created_at_s: i64, serial: u64) -> Self {
+        Self { created_at_s, serial, ..Self::default() }
+    }
+
+    /// Adds what became of a device's reports.
+    pub fn add_ack(&mut self, device_id: &str, ack: Ack) {
+        self.acks.insert(device_id.to_owned(), ack);
+    }
+
+    /// What became of a device's reports.
+    #[must_use]
+    pub fn ack(&self, device_id: &str) -> Option<&Ack> {
+        self.acks.get(device_id)
     }
 
     /// Adds a file of the registry repository.
@@ -153,12 +237,22 @@ fn found(files: Option<&Files>, want: &Want) -> Fetched {
     }
 }
 
-/// Writes a bundle: complete and synced under its name, or not at all. Every blob is verified on
-/// the way out. Blocks.
+/// The words that are signed.
+fn signed_words(index: &[u8]) -> Vec<u8> {
+    [MAGIC, index].concat()
+}
+
+/// Writes a bundle, signed by the director's `key`: complete and synced under its name, or not at
+/// all. Every blob is verified on the way out. Blocks.
 ///
 /// # Errors
 /// [`BundleError`].
-pub fn write(path: &Path, header: &Header, blobs: &Blobs) -> Result<(), BundleError> {
+pub fn write(
+    path: &Path,
+    header: &Header,
+    blobs: &Blobs,
+    key: &dyn SigningKey,
+) -> Result<(), BundleError> {
     let draft = path.with_extension("unfinished");
     let failed = |op| {
         let path = path.to_owned();
@@ -167,8 +261,11 @@ pub fn write(path: &Path, header: &Header, blobs: &Blobs) -> Result<(), BundleEr
     let mut file = File::create(&draft).map_err(failed("create"))?;
     let json = serde_json::to_vec(header)
         .map_err(|error| failed("write")(std::io::Error::other(error)))?;
-    let length = (json.len() as u64).to_le_bytes();
-    for part in [MAGIC, &length, &json] {
+    let sig = hex::encode(key.sign(&signed_words(&json))?);
+    let signature = serde_json::to_vec(&Signature { keyid: key.key_id(), sig })
+        .map_err(|error| failed("write")(std::io::Error::other(error)))?;
+    let lengths = [json.len(), signature.len()].map(|length| (length as u64).to_le_bytes());
+    for part in [MAGIC, &lengths[0], &json, &lengths[1], &signature] {
         file.write_all(part).map_err(failed("write"))?;
     }
     for (digest, size_bytes) in &header.blobs {
@@ -190,7 +287,11 @@ pub fn write(path: &Path, header: &Header, blobs: &Blobs) -> Result<(), BundleEr
 pub struct Bundle {
     path: PathBuf,
     header: Header,
+    index: Vec<u8>,
+    signature: Signature,
     blobs: BufReader<File>,
+    /// Where the first blob begins.
+    blobs_at: u64,
 }
 
 impl Bundle {
@@ -202,27 +303,95 @@ impl Bundle {
         let failed = |source| BundleError::File { op: "read", path: path.to_owned(), source };
         let form = |reason: String| BundleError::Form { path: path.to_owned(), reason };
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
-        let mut start = [0; MAGIC.len() + 8];
-        file.read_exact(&mut start).map_err(failed)?;
-        let (magic, length) = start.split_at(MAGIC.len());
+        let mut magic = [0; MAGIC.len()];
+        file.read_exact(&mut magic).map_err(failed)?;
         if magic != MAGIC {
             return Err(form("it does not begin as a bundle of this program's version".into()));
         }
-        let length = length.iter().rev().fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
-        if length > HEADER_BYTES_MAX {
-            return Err(form(format!("a header of {length} bytes, at most {HEADER_BYTES_MAX}")));
-        }
-        let mut json = Vec::new();
-        file.by_ref().take(length).read_to_end(&mut json).map_err(failed)?;
-        if json.len() as u64 != length {
-            return Err(form("it is cut off in its header: copy it again".into()));
-        }
+        let index = part(&mut file, HEADER_BYTES_MAX).map_err(failed)?.map_err(form)?;
+        let signature = part(&mut file, SIGNATURE_BYTES_MAX).map_err(failed)?.map_err(form)?;
+        let blobs_at = (MAGIC.len() + 16 + index.len() + signature.len()) as u64;
         let header: Header =
-            serde_json::from_slice(&json).map_err(|error| form(error.to_string()))?;
+            serde_json::from_slice(&index).map_err(|error| form(error.to_string()))?;
+        let signature =
+            serde_json::from_slice(&signature).map_err(|error| form(error.to_string()))?;
         if header.blobs.len() > BLOBS_MAX {
             return Err(form(format!("{} blobs, at most {BLOBS_MAX}", header.blobs.len())));
         }
-        Ok(Self { path: path.to_owned(), header, blobs: file })
+        let sizes = header.blobs.iter().map(|(_, size)| *size);
+        let expected = sizes.fold(blobs_at, u64::saturating_add);
+        let found = file.get_ref().metadata().map_err(failed)?.len();
+        if found != expected {
+            return Err(form(format!("it has {found} bytes, expected {expected}: copy it again")));
+        }
+        Ok(Self { path: path.to_owned(), header, index, signature, blobs: file, blobs_at })
+    }
+
+    /// Refuses a bundle that the director did not sign. `director` is what this device trusts; newer
+    /// roots in the bundle are followed, which changes nothing that is stored.
+    ///
+    /// # Errors
+    /// [`BundleError::Signature`], [`BundleError::Trust`].
+    pub fn check_signature(
+        &self,
+        director: Trusted,
+        device_id: &str,
+        now_s: i64,
+    ) -> Result<(), BundleError> {
+        debug_assert_eq!(director.repo(), Repo::Director, "the director signs bundles");
+        let newest = director
+            .follow_roots(now_s, |want| self.header.director_file(device_id, want))
+            .map_err(Box::new)?;
+        let signature = hex::decode(&self.signature.sig).unwrap_or_default();
+        let words = signed_words(&self.index);
+        if newest.timestamp_key_signed(&self.signature.keyid, &words, &signature) {
+            return Ok(());
+        }
+        let short = |id: &str| id.chars().take(12).collect::<String>();
+        let roles = &newest.root().roles;
+        let ids = roles.get("timestamp").map(|rule| rule.keyids.clone()).unwrap_or_default();
+        Err(BundleError::Signature {
+            path: self.path.clone(),
+            found: short(&self.signature.keyid),
+            expected: ids.iter().map(|id| short(id)).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Refuses a bundle that is older than one that was taken; the same one may come again.
+    ///
+    /// # Errors
+    /// [`BundleError::Older`].
+    pub fn check_serial(&self, seen: u64) -> Result<(), BundleError> {
+        let found = self.header.serial;
+        if found >= seen {
+            return Ok(());
+        }
+        Err(BundleError::Older { path: self.path.clone(), seen, found })
+    }
+
+    /// Reads every blob against its digest, before anything of the bundle is taken. Blocks.
+    ///
+    /// # Errors
+    /// [`BundleError::Changed`].
+    pub fn check_blobs(&mut self) -> Result<(), BundleError> {
+        self.rewind()?;
+        for (digest, size_bytes) in self.header.blobs.clone() {
+            let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+            self.copy(size_bytes, |piece| {
+                context.update(piece);
+                Ok(())
+            })?;
+            if context.finish().as_ref() != digest.as_bytes() {
+                return Err(BundleError::Changed { path: self.path.clone(), digest });
+            }
+        }
+        Ok(())
+    }
+
+    fn rewind(&mut self) -> Result<(), BundleError> {
+        let at = SeekFrom::Start(self.blobs_at);
+        let failed = |source| BundleError::File { op: "read", path: self.path.clone(), source };
+        self.blobs.seek(at).map(drop).map_err(failed)
     }
 
     /// What it holds.
@@ -251,10 +420,11 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`]; what came in whole stays.
     pub fn take_blobs(
-        mut self,
+        &mut self,
         into: &Blobs,
         wanted: &BTreeSet<Digest>,
     ) -> Result<u64, BundleError> {
+        self.rewind()?;
         let mut came = 0;
         for (digest, size_bytes) in self.header.blobs.clone() {
             let expected = Expected { digest, size_bytes, chunks: Vec::new() };
@@ -263,7 +433,7 @@ impl Bundle {
                 false => Begin::Present,
             };
             match begun {
-                Begin::Present => self.copy(size_bytes, |_| Ok(()))?,
+                Begin::Present => self.skip(size_bytes)?,
                 Begin::Incoming(mut incoming) => {
                     incoming.restart()?;
                     self.copy(size_bytes, |piece| incoming.write(piece))?;
@@ -273,6 +443,12 @@ impl Bundle {
             }
         }
         Ok(came)
+    }
+
+    fn skip(&mut self, size_bytes: u64) -> Result<(), BundleError> {
+        let on = i64::try_from(size_bytes).unwrap_or(i64::MAX);
+        let failed = |source| BundleError::File { op: "read", path: self.path.clone(), source };
+        self.blobs.seek_relative(on).map_err(failed)
     }
 
     /// Reads exactly that many bytes on.
@@ -298,9 +474,32 @@ impl Bundle {
     }
 }
 
+/// One part with its length before it; inside, what is wrong with its form.
+fn part(
+    file: &mut BufReader<File>,
+    length_max: u64,
+) -> Result<Result<Vec<u8>, String>, std::io::Error> {
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > length_max {
+        return Ok(Err(format!("an index of {length} bytes, at most {length_max}")));
+    }
+    let mut bytes = Vec::new();
+    file.by_ref().take(length).read_to_end(&mut bytes)?;
+    Ok(match bytes.len() as u64 == length {
+        true => Ok(bytes),
+        false => Err("it is cut off in its index: copy it again".to_owned()),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::Ed25519Key;
+    use crate::trust::director::DirectorSigner;
+
+    const NOW_S: i64 = 2_000_000_000;
 
     fn blobs() -> (tempfile::TempDir, Blobs) {
         let dir = tempfile::tempdir().unwrap();
@@ -308,17 +507,33 @@ mod tests {
         (dir, blobs)
     }
 
+    fn key() -> Ed25519Key {
+        Ed25519Key::generate().unwrap()
+    }
+
+    fn director(key: &Ed25519Key) -> DirectorSigner<Ed25519Key> {
+        DirectorSigner::new(Ed25519Key::from_file_text(&key.to_pem(), None).unwrap())
+    }
+
+    fn trusted(key: &Ed25519Key) -> Trusted {
+        Trusted::from_root(Repo::Director, director(key).root(NOW_S + 1_000).unwrap()).unwrap()
+    }
+
     fn written(dir: &Path) -> (PathBuf, Digest, Digest) {
+        signed(dir, &key())
+    }
+
+    fn signed(dir: &Path, key: &Ed25519Key) -> (PathBuf, Digest, Digest) {
         let (_from_dir, from) = blobs();
         let (one, two) = (from.put(b"one blob").unwrap(), from.put(b"another").unwrap());
-        let mut header = Header::new(5);
+        let mut header = Header::new(5, 7);
         header.add_registry("1.root.json", b"{}");
         header.add_director("d-1", "targets.json", b"[]");
         header.add_blob(one, 8);
         header.add_blob(one, 8);
         header.add_blob(two, 7);
         let path = dir.join("a.bundle");
-        write(&path, &header, &from).unwrap();
+        write(&path, &header, &from, key).unwrap();
         (path, one, two)
     }
 
@@ -330,7 +545,8 @@ mod tests {
     fn a_bundle_carries_metadata_and_the_wanted_blobs() {
         let (dir, into) = blobs();
         let (path, one, two) = written(dir.path());
-        let bundle = Bundle::open(&path).unwrap();
+        let mut bundle = Bundle::open(&path).unwrap();
+        bundle.check_blobs().unwrap();
         bundle.check_device("d-1").unwrap();
         assert!(matches!(bundle.check_device("d-2"), Err(BundleError::OtherDevice { .. })));
         let header = bundle.header().clone();
@@ -350,7 +566,7 @@ mod tests {
         let wanted = BTreeSet::from([one, two]);
         for len in 0..whole.len() {
             std::fs::write(&path, &whole[..len]).unwrap();
-            let taken = Bundle::open(&path).and_then(|b| b.take_blobs(&into, &wanted));
+            let taken = Bundle::open(&path).and_then(|mut b| b.take_blobs(&into, &wanted));
             assert!(taken.is_err(), "cut to {len}");
         }
         for at in whole.len() - 15..whole.len() {
@@ -359,8 +575,57 @@ mod tests {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             std::fs::write(&path, &changed).unwrap();
-            let taken = Bundle::open(&path).and_then(|b| b.take_blobs(&into, &wanted));
+            let taken = Bundle::open(&path).and_then(|mut b| b.take_blobs(&into, &wanted));
             assert!(matches!(taken, Err(BundleError::Blobs(BlobError::Mismatch { .. }))));
         }
+    }
+
+    /// Opens a bundle and makes all checks that come before anything of it is taken.
+    fn checked(path: &Path, trusted: &Trusted) -> Result<(), BundleError> {
+        let mut bundle = Bundle::open(path)?;
+        bundle.check_signature(trusted.clone(), "d-1", NOW_S)?;
+        bundle.check_blobs()
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_added_byte_is_found_before_anything_is_taken() {
+        let (dir, key) = (tempfile::tempdir().unwrap(), key());
+        let (path, ..) = signed(dir.path(), &key);
+        let trusted = trusted(&key);
+        checked(&path, &trusted).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let mut harmless = 0;
+        // A step without a common divisor with 8 meets every bit of a byte.
+        for bit in (0..whole.len() * 8).step_by(5) {
+            let mut changed = whole.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &changed).unwrap();
+            if checked(&path, &trusted).is_ok() {
+                // Upper case in the hex of the signature says the same.
+                assert!(changed.eq_ignore_ascii_case(&whole), "bit {bit} was not found");
+                harmless += 1;
+            }
+        }
+        assert!(harmless < 64, "{harmless}");
+        std::fs::write(&path, [whole.as_slice(), b"x"].concat()).unwrap();
+        assert!(matches!(checked(&path, &trusted), Err(BundleError::Form { .. })));
+    }
+
+    #[test]
+    fn only_the_director_signs_bundles_and_its_successor_is_followed() {
+        let (dir, old, new) = (tempfile::tempdir().unwrap(), key(), key());
+        let (path, ..) = signed(dir.path(), &new);
+        let refused = checked(&path, &trusted(&old)).unwrap_err();
+        assert!(matches!(refused, BundleError::Signature { .. }), "{refused}");
+        // With the root that hands over to the new key, the same signature holds.
+        let root = director(&old).root(NOW_S + 1_000).unwrap();
+        let next = director(&old).next_root(&root, Some(&new), NOW_S + 2_000).unwrap();
+        let mut header = Header::new(5, 8);
+        header.add_director("d-1", "2.root.json", &next);
+        let (_from_dir, from) = blobs();
+        write(&path, &header, &from, &new).unwrap();
+        let trusted = Trusted::from_root(Repo::Director, root).unwrap();
+        checked(&path, &trusted).unwrap();
+        assert_eq!(trusted.root_version(), 1);
     }
 }

@@ -171,7 +171,9 @@ async fn trust(
                 Trusted::bootstrap(tx, Repo::Registry, &registry, now_s).map_err(Box::new)?;
             }
             Trusted::bootstrap(tx, Repo::Director, &director, now_s).map_err(Box::new)?;
-            state::begin(tx, &response.device_id)?;
+            if state::begin(tx, &response.device_id)? {
+                outbox::record_earlier(tx)?;
+            }
             let event = Event {
                 at_s: now_s,
                 actor: &actor,

@@ -38,7 +38,7 @@ mod tests;
 mod tls;
 mod transport;
 
-pub use bundle::{Carried, CarryError, import_bundle};
+pub use bundle::{Carried, CarryError, Reported, SignReports, export_reports, import_bundle};
 pub use clock::SignedClock;
 pub use desired::{Desired, DesiredModel, load as desired};
 pub use download::{DownloadError, Downloader, Limits, LinkCost};

@@ -4,7 +4,7 @@
 //! A device that belongs to no fleet keeps none. The outbox is bounded: when it is full, reports
 //! are counted instead of kept, and the count is the first report that fits again.
 
-use fulmar_policy::audit::{self, AuditError, Event};
+use fulmar_policy::audit::{self, AuditError, Event, Reported};
 use fulmar_protocol::Report;
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 use serde_json::{Value, json};
@@ -19,19 +19,36 @@ pub const LEN_MAX: u64 = 200_000;
 /// [`AuditError`]; the caller then must not do what it wanted to record.
 pub fn record(tx: &Transaction<'_>, event: &Event<'_>) -> Result<u64, AuditError> {
     let appended = audit::append(tx, event)?;
-    let body = json!({
-        "seq": appended.seq,
-        "leaf": hex(&appended.leaf),
-        "at_s": event.at_s,
-        "actor": event.actor,
-        "action": event.action,
-        "resource": event.resource,
-        "outcome": event.outcome.as_str(),
-        "opened": event.opened,
-        "detail": event.detail,
-    });
-    push(tx, event.at_s, "audit", &body)?;
+    let entry = Reported {
+        seq: appended.seq,
+        leaf: hex(&appended.leaf),
+        at_s: event.at_s,
+        actor: event.actor.to_owned(),
+        action: event.action.to_owned(),
+        resource: event.resource.to_owned(),
+        outcome: event.outcome.as_str().to_owned(),
+        opened: event.opened,
+        detail_json: event.detail.to_string(),
+    };
+    push(tx, event.at_s, "audit", &json!(entry))?;
     Ok(appended.seq)
+}
+
+/// Reports the entries that the log has already, in the caller's transaction: a control plane that
+/// knows a log from its first entry on can hold the signed head against all of it.
+///
+/// # Errors
+/// [`AuditError`].
+pub(crate) fn record_earlier(tx: &Transaction<'_>) -> Result<(), AuditError> {
+    let mut after = 0;
+    loop {
+        let entries = audit::reported(tx, after, 1_000)?;
+        let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
+        for entry in entries {
+            push(tx, entry.at_s, "audit", &json!(entry))?;
+        }
+        after = last;
+    }
 }
 
 /// Adds a report, in the caller's transaction; nothing on a device that belongs to no fleet.
@@ -100,7 +117,7 @@ pub fn batch(
     Ok(reports)
 }
 
-/// Forgets what the control plane has made durable.
+/// Forgets what the control plane has made durable; never what was not written yet.
 ///
 /// # Errors
 /// The database's.

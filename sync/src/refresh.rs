@@ -52,6 +52,14 @@ impl Source<'_> {
         }
     }
 
+    /// A bundle's serial number, to be noted with what it brings.
+    fn bundle_serial(self) -> Option<u64> {
+        match self {
+            Self::Network(_) => None,
+            Self::Bundle { header, .. } => Some(header.serial),
+        }
+    }
+
     /// For the audit log.
     fn actor(self) -> &'static str {
         match self {
@@ -93,6 +101,14 @@ pub enum RefreshError {
         /// The generation offered.
         found: u64,
         /// The newest seen.
+        seen: u64,
+    },
+    /// A newer bundle was taken meanwhile.
+    #[error("take bundle {found}: this device has taken bundle {seen}; use the newer one")]
+    OlderBundle {
+        /// The serial number offered.
+        found: u64,
+        /// The newest taken.
         seen: u64,
     },
     /// The policy that the registry names was not taken, and nothing else with it: a new state
@@ -162,12 +178,18 @@ pub(crate) async fn refresh(
     };
     let generation = director.targets_version().unwrap_or_default();
     let (at_s, actor) = (clock.now_s(), source.actor());
+    let bundle_serial = source.bundle_serial();
     store
         .write(move |tx| {
             if let Some(registry) = &registry {
                 registry.store(tx).map_err(RefreshError::trust(Repo::Registry))?;
             }
             director.store(tx).map_err(RefreshError::trust(Repo::Director))?;
+            if let Some(serial) = bundle_serial
+                && let Err(seen) = state::note_bundle(tx, serial)?
+            {
+                return Err(RefreshError::OlderBundle { found: serial, seen });
+            }
             if let Some(policy) = &policy {
                 take_policy(tx, policy, at_s, actor)?;
             }

@@ -32,6 +32,8 @@ mod cycle;
 mod tell;
 
 use cycle::CycleError;
+pub(crate) use cycle::{hex, unhex};
+pub(crate) use tell::{Parts, models};
 
 /// Settings of the link.
 #[derive(Debug, Clone)]

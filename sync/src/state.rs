@@ -6,7 +6,8 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction};
 /// The link's tables.
 pub const SCHEMA: Schema = Schema {
     name: "sync",
-    steps: &["
+    steps: &[
+        "
         CREATE TABLE sync_state (
             one INTEGER PRIMARY KEY CHECK (one = 1),
             device_id TEXT NOT NULL,
@@ -25,7 +26,12 @@ pub const SCHEMA: Schema = Schema {
             number INTEGER PRIMARY KEY AUTOINCREMENT,
             id TEXT NOT NULL UNIQUE
         ) STRICT;
-    "],
+    ",
+        "
+        ALTER TABLE sync_state ADD COLUMN bundle_seen INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE sync_state ADD COLUMN report_serial INTEGER NOT NULL DEFAULT 0;
+    ",
+    ],
 };
 
 /// Commands remembered as carried out.
@@ -40,16 +46,17 @@ pub struct Generations {
     pub applied: u64,
 }
 
-/// Begins membership of a fleet. A device that joins anew under another id begins anew.
-pub(crate) fn begin(tx: &Transaction<'_>, device_id: &str) -> Result<(), rusqlite::Error> {
+/// Begins membership of a fleet; whether it is a new one. A device that joins anew under another id
+/// begins anew.
+pub(crate) fn begin(tx: &Transaction<'_>, device_id: &str) -> Result<bool, rusqlite::Error> {
     let before: Option<String> =
         tx.query_row("SELECT device_id FROM sync_state", [], |row| row.get(0)).optional()?;
     if before.as_deref() == Some(device_id) {
-        return Ok(());
+        return Ok(false);
     }
     tx.execute_batch("DELETE FROM sync_state; DELETE FROM sync_outbox; DELETE FROM sync_command")?;
     tx.execute("INSERT INTO sync_state (one, device_id) VALUES (1, ?1)", [device_id])?;
-    Ok(())
+    Ok(true)
 }
 
 /// The generations noted; zeros on a device that belongs to no fleet.
@@ -79,6 +86,38 @@ pub(crate) fn seen(
     let generation = i64::try_from(generation).unwrap_or(i64::MAX);
     tx.execute("UPDATE sync_state SET generation_seen = ?1", [generation])?;
     Ok(Ok(()))
+}
+
+/// The serial number of the newest bundle taken.
+pub(crate) fn bundle_seen(connection: &Connection) -> Result<u64, rusqlite::Error> {
+    let seen: Option<i64> = connection
+        .query_row("SELECT bundle_seen FROM sync_state", [], |row| row.get(0))
+        .optional()?;
+    Ok(seen.unwrap_or(0).max(0) as u64)
+}
+
+/// Notes a bundle as taken. `Err` inside `Ok` is the newer one that was taken already.
+pub(crate) fn note_bundle(
+    tx: &Transaction<'_>,
+    serial: u64,
+) -> Result<Result<(), u64>, rusqlite::Error> {
+    let known = bundle_seen(tx)?;
+    if serial < known {
+        return Ok(Err(known));
+    }
+    let serial = i64::try_from(serial).unwrap_or(i64::MAX);
+    tx.execute("UPDATE sync_state SET bundle_seen = ?1", [serial])?;
+    Ok(Ok(()))
+}
+
+/// The next file of reports gets this number.
+pub(crate) fn next_report_file(tx: &Transaction<'_>) -> Result<u64, rusqlite::Error> {
+    let serial: i64 = tx.query_row(
+        "UPDATE sync_state SET report_serial = report_serial + 1 RETURNING report_serial",
+        [],
+        |row| row.get(0),
+    )?;
+    Ok(serial.max(0) as u64)
 }
 
 /// Notes that a generation is fully applied.

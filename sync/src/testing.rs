@@ -139,7 +139,8 @@ impl ControlPlane {
 
     /// All that the device would fetch now, in one file.
     pub(crate) fn bundle(&self, path: &Path) -> PathBuf {
-        let mut header = fulmar_registry::bundle::Header::new(now_s());
+        let serial = self.script().serial;
+        let mut header = fulmar_registry::bundle::Header::new(now_s(), serial);
         let blobs_dir = tempfile::tempdir().unwrap();
         let blobs = fulmar_registry::Blobs::open(blobs_dir.path(), 1 << 30).unwrap();
         let script = self.script();
@@ -156,7 +157,7 @@ impl ControlPlane {
         for bytes in script.blobs.values() {
             header.add_blob(blobs.put(bytes).unwrap(), bytes.len() as u64);
         }
-        fulmar_registry::bundle::write(path, &header, &blobs).unwrap();
+        fulmar_registry::bundle::write(path, &header, &blobs, self.director.key()).unwrap();
         path.to_owned()
     }
 

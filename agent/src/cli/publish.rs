@@ -38,7 +38,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    async fn sign_in(&self) -> anyhow::Result<Console> {
+    pub(super) async fn sign_in(&self) -> anyhow::Result<Console> {
         let ca = self.ca.as_deref();
         if let Some(token) = &self.token {
             return Console::with_token(&self.console, ca, token.clone());

@@ -94,6 +94,11 @@ impl<K: SigningKey> DirectorSigner<K> {
         self.key.public()
     }
 
+    /// The key itself, for what a control plane signs besides metadata: bundles.
+    pub fn key(&self) -> &dyn SigningKey {
+        &self.key
+    }
+
     /// The first root: this key for all four roles.
     ///
     /// # Errors

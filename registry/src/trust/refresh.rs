@@ -177,6 +177,11 @@ impl Refresh {
         }
     }
 
+    /// Whether the next file is a root.
+    fn wants_root(&self) -> bool {
+        matches!(self.stage, Stage::Root { .. })
+    }
+
     /// Takes in what was fetched for [`Refresh::next`].
     ///
     /// # Errors
@@ -466,6 +471,28 @@ impl Refresh {
             let need = (role, parent);
             (wanted && !self.skipped.contains(&need)).then_some(need)
         })
+    }
+}
+
+impl Trusted {
+    /// This state under the newest root that `fetch` has, whether it has ended or not: for whose
+    /// key it is only. Nothing is stored.
+    ///
+    /// # Errors
+    /// What is wrong with a root.
+    pub fn follow_roots(
+        self,
+        now_s: i64,
+        mut fetch: impl FnMut(&Want) -> Fetched,
+    ) -> Result<Self, TrustError> {
+        let mut refresh = Refresh::new(self, now_s);
+        while let Some(want) = refresh.next().filter(|_| refresh.wants_root()) {
+            match fetch(&want) {
+                Fetched::NotFound => break,
+                found => refresh.feed(found)?,
+            }
+        }
+        Ok(refresh.into_progress())
     }
 }
 

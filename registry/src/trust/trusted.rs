@@ -131,6 +131,16 @@ impl Trusted {
         self.usable(ROOT, TARGETS)?.body.extra.get(super::DEVICE_FIELD)?.as_str()
     }
 
+    /// Whether one of the keys that sign this repository's timestamp made `signature` over
+    /// `message`.
+    #[must_use]
+    pub fn timestamp_key_signed(&self, keyid: &str, message: &[u8], signature: &[u8]) -> bool {
+        let root = &self.root.body;
+        let may = root.roles.get(TIMESTAMP).is_some_and(|r| r.keyids.iter().any(|id| id == keyid));
+        let verifier = root.keys.get(keyid).filter(|_| may).and_then(|key| key.verifier());
+        verifier.is_some_and(|verifier| verifier.verify(message, signature))
+    }
+
     /// When the trusted timestamp was signed, seconds since 1970, where it says so.
     #[must_use]
     pub fn signed_at_s(&self) -> Option<i64> {

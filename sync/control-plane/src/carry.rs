@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context as _;
-use fulmar_policy::audit::Outcome;
+use fulmar_policy::audit::{AuditKey, Outcome};
+use fulmar_protocol::REPORT_FILE_BYTES_MAX;
 use fulmar_registry::Digest;
 use fulmar_registry::blobs::Blobs;
-use fulmar_registry::bundle::{self, Header};
+use fulmar_registry::bundle::{self, Ack, Header};
 use fulmar_registry::trust;
 use fulmar_store::Store;
 use rusqlite::Transaction;
@@ -15,7 +16,9 @@ use serde::Serialize;
 
 use crate::director::{self, Director};
 use crate::failure::Failure;
-use crate::{Config, act, now_s, schema};
+use crate::init::AUDIT_KEY_FILE;
+use crate::number::from_sql;
+use crate::{Config, act, files, hand_in, now_s, reports, schema};
 
 /// What was exported.
 #[derive(Debug, Clone, Serialize)]
@@ -32,25 +35,46 @@ pub(crate) struct Exported {
 /// plane.
 pub(crate) fn export(config: &Config, devices: &[String], out: &Path) -> anyhow::Result<Exported> {
     let dir = &config.dir;
-    anyhow::ensure!(
-        dir.join("control.db").exists(),
-        "open a control plane in {}: there is none",
-        dir.display()
-    );
-    let store = Store::open(&dir.join("control.db"), &schema::ALL)?;
+    let store = open_store(dir)?;
     let blobs = Blobs::open(dir, config.blob_bytes_max)?;
     let director = Director::open(dir)?;
+    let signer = Director::open(dir)?;
     let there: BTreeMap<Digest, u64> = blobs.list()?.into_iter().collect();
     let wanted = devices.to_vec();
     let (header, devices) = store
         .write_blocking(move |tx| header(tx, &director, wanted, &there))
         .context("collect what the devices should hold")?;
-    bundle::write(out, &header, &blobs)?;
+    bundle::write(out, &header, &blobs, signer.key())?;
     Ok(Exported {
         devices,
         blobs: header.blobs().len(),
         bytes: header.blobs().iter().map(|(_, size)| size).sum(),
     })
+}
+
+/// Takes a device's file of reports in. Works beside a serving control plane.
+pub(crate) fn hand_in(config: &Config, file: &Path) -> anyhow::Result<hand_in::HandedIn> {
+    let dir = &config.dir;
+    let store = open_store(dir)?;
+    let cosigner = AuditKey::from_pkcs8(&files::read(&dir.join(AUDIT_KEY_FILE))?)?;
+    let size_bytes = std::fs::metadata(file).map(|data| data.len()).unwrap_or(0);
+    anyhow::ensure!(
+        size_bytes <= REPORT_FILE_BYTES_MAX as u64,
+        "read {}: {size_bytes} bytes, at most {REPORT_FILE_BYTES_MAX}",
+        file.display()
+    );
+    let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    hand_in::take(&store, &cosigner, "local", &bytes)
+        .with_context(|| format!("take {}", file.display()))
+}
+
+fn open_store(dir: &Path) -> anyhow::Result<Store> {
+    anyhow::ensure!(
+        dir.join("control.db").exists(),
+        "open a control plane in {}: there is none",
+        dir.display()
+    );
+    Ok(Store::open(&dir.join("control.db"), &schema::ALL)?)
 }
 
 fn header(
@@ -65,7 +89,7 @@ fn header(
     if devices.is_empty() {
         devices.clone_from(&members);
     }
-    let mut header = Header::new(now_s);
+    let mut header = Header::new(now_s, next_serial(tx, now_s)?);
     let mut registry = tx.prepare("SELECT file, bytes FROM registry_metadata")?;
     let mut rows = registry.query([])?;
     while let Some(row) = rows.next()? {
@@ -90,6 +114,7 @@ fn header(
         header.add_director(device, "timestamp.json", &minted.timestamp);
         header.add_director(device, "snapshot.json", &minted.snapshot);
         header.add_director(device, "targets.json", &minted.targets);
+        header.add_ack(device, ack(tx, device)?);
         for digest in assigned(tx, device)? {
             let size_bytes = there.get(&digest).copied().ok_or_else(|| {
                 let reason = format!("blob {digest} is not in the store: upload it first");
@@ -101,6 +126,31 @@ fn header(
         act::append(tx, "local", "bundle.export", device, Outcome::Completed, detail)?;
     }
     Ok((header, devices))
+}
+
+/// Counts up with every bundle, and with time: a control plane that was restored from a backup does
+/// not begin below what devices have taken.
+fn next_serial(tx: &Transaction<'_>, now_s: i64) -> Result<u64, Failure> {
+    let serial: i64 = tx.query_row(
+        "INSERT INTO setting (key, value) VALUES ('bundle_serial', ?1)
+         ON CONFLICT (key) DO UPDATE
+         SET value = max(CAST(value AS INTEGER) + 1, CAST(excluded.value AS INTEGER))
+         RETURNING CAST(value AS INTEGER)",
+        [now_s.to_string()],
+        |row| row.get(0),
+    )?;
+    Ok(from_sql(serial))
+}
+
+/// What became of a device's reports.
+fn ack(tx: &Transaction<'_>, device: &str) -> Result<Ack, Failure> {
+    let acked: i64 = tx
+        .prepare_cached("SELECT acked_through FROM device WHERE id = ?1")?
+        .query_row([device], |row| row.get(0))?;
+    let checkpoint = reports::last_checkpoint(tx, device)?;
+    let (audit_entries, audit_cosignature) =
+        checkpoint.map(|c| (c.entries, c.cosignature)).unwrap_or_default();
+    Ok(Ack { acked_through: from_sql(acked), audit_entries, audit_cosignature })
 }
 
 /// Manifests and files of what a device should hold.

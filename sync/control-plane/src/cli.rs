@@ -24,10 +24,25 @@ enum Command {
     Serve(Serve),
     /// Write what devices should hold to one file, for those without a link.
     Bundle(Bundle),
+    /// Take in a file that a device without a link wrote (`fulmar bundle report`).
+    Reports(Reports),
 }
 
 #[derive(Debug, clap::Args)]
-struct Bundle {
+struct Reports {
+    /// The state directory.
+    #[arg(long)]
+    dir: PathBuf,
+    /// The device's file.
+    file: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `bundle`.
+#[derive(Debug, clap::Args)]
+pub struct Bundle {
     /// The state directory.
     #[arg(long)]
     dir: PathBuf,
@@ -100,6 +115,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init(args),
         Command::Serve(args) => serve(args),
         Command::Bundle(args) => bundle(&args),
+        Command::Reports(args) => reports(&args),
     }
 }
 
@@ -123,7 +139,11 @@ fn init(args: Init) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn bundle(args: &Bundle) -> anyhow::Result<ExitCode> {
+/// Writes a bundle.
+///
+/// # Errors
+/// What failed, worded to follow "failed to".
+pub fn bundle(args: &Bundle) -> anyhow::Result<ExitCode> {
     let config = Config { dir: args.dir.clone(), ..Config::default() };
     let exported = crate::carry::export(&config, &args.devices, &args.out)?;
     if args.json {
@@ -132,6 +152,22 @@ fn bundle(args: &Bundle) -> anyhow::Result<ExitCode> {
         let devices = exported.devices.join(", ");
         println!("{}: {} files, {} bytes", args.out.display(), exported.blobs, exported.bytes);
         println!("for {devices}; on the device: fulmar bundle import FILE");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn reports(args: &Reports) -> anyhow::Result<ExitCode> {
+    let config = Config { dir: args.dir.clone(), ..Config::default() };
+    let taken = crate::carry::hand_in(&config, &args.file)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&taken)?);
+    } else {
+        let (device, reports, known) = (&taken.device_id, taken.reports, taken.known);
+        println!("{device}: {reports} reports, {known} of them known already");
+        println!("the next bundle for it says that they are here");
+        if let Some(fault) = &taken.fault {
+            println!("its audit log is not what it was: {fault}");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use fulmar_registry::Digest;
 use fulmar_registry::trust::director::{DirectorEntry, DirectorSigner, Minting};
-use fulmar_registry::trust::{self, Active, Ed25519Key, KeyError};
+use fulmar_registry::trust::{self, Active, Ed25519Key, KeyError, SigningKey};
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
 use crate::failure::Failure;
@@ -66,6 +66,11 @@ impl Director {
     pub(crate) fn open(dir: &Path) -> Result<Self, DirectorError> {
         let text = files::read_text(&dir.join("director.key"))?;
         Ok(Self { signer: DirectorSigner::new(Ed25519Key::from_file_text(&text, None)?) })
+    }
+
+    /// The online key, for bundles.
+    pub(crate) fn key(&self) -> &dyn SigningKey {
+        self.signer.key()
     }
 
     /// Makes sure that there is a root with enough time left.

@@ -35,6 +35,7 @@ mod failure;
 mod files;
 mod fleet;
 mod guard;
+mod hand_in;
 mod init;
 mod join;
 mod listen;
@@ -49,6 +50,7 @@ mod serve;
 mod session;
 mod throttle;
 mod tls;
+mod witness;
 
 pub use ca::CaError;
 pub use config::{Config, ConfigError, ConsolePort, ConsoleTls, DevicePort, Limits};

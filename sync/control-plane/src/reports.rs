@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::number::{from_sql, to_sql};
+use crate::witness::{self, Head};
 
 /// Checkpoints kept of each device.
 const CHECKPOINTS_MAX: u32 = 100;
@@ -67,13 +68,17 @@ pub(crate) fn take(
             tracing::warn!(device, from = through + 1, to = report.seq - 1, "reports are missing");
         }
         check_kind(&report.kind)?;
+        let mut body = report.body.clone();
+        if report.kind == "audit" {
+            witness::take(tx, device, &mut body)?;
+        }
         insert.execute((
             device,
             to_sql(report.seq),
             report.at_s,
             now_s,
             &report.kind,
-            report.body.to_string(),
+            body.to_string(),
         ))?;
         through = report.seq;
     }
@@ -167,14 +172,17 @@ pub(crate) enum CheckpointRefusal {
     /// Fewer entries than were signed for before, or the same number with another root: the
     /// device's log was cut or rewritten.
     Rewritten,
+    /// The entries handed in do not give this head, or are no log.
+    Fault(String),
     /// Not the form of a checkpoint.
     Form,
 }
 
 impl CheckpointRefusal {
     /// For the audit log.
-    pub(crate) fn as_str(&self) -> &'static str {
+    pub(crate) fn as_str(&self) -> &str {
         match self {
+            Self::Fault(text) => text,
             Self::Signature => "the signature is not by the device's audit key",
             Self::Rewritten => "the device's audit log was cut or rewritten",
             Self::Form => "the checkpoint is malformed",
@@ -182,14 +190,15 @@ impl CheckpointRefusal {
     }
 }
 
-/// Co-signs a checkpoint that continues the device's earlier ones; returns the signature, hex.
+/// Co-signs a checkpoint that continues the device's earlier ones, and is over exactly the entries
+/// that it handed in; returns the signature, hex. `None` inside: some entries have not come yet.
 pub(crate) fn cosign(
     tx: &Transaction<'_>,
     cosigner: &AuditKey,
     device: &str,
     checkpoint: &AuditCheckpoint,
     now_s: i64,
-) -> Result<Result<String, CheckpointRefusal>, Failure> {
+) -> Result<Result<Option<String>, CheckpointRefusal>, Failure> {
     let audit_key: String = tx
         .prepare_cached("SELECT audit_key FROM device WHERE id = ?1")?
         .query_row([device], |row| row.get(0))?;
@@ -208,11 +217,26 @@ pub(crate) fn cosign(
     let last = last_checkpoint(tx, device)?;
     if let Some(last) = last {
         if last.entries == checkpoint.entries && last.root == checkpoint.root {
-            return Ok(Ok(last.cosignature));
+            return Ok(Ok(Some(last.cosignature)));
         }
         if last.entries >= checkpoint.entries {
-            return Ok(Err(CheckpointRefusal::Rewritten));
+            let rewritten = CheckpointRefusal::Rewritten;
+            witness::fault(tx, device, rewritten.as_str())?;
+            return Ok(Err(rewritten));
         }
+    }
+    match witness::head(tx, device, checkpoint.entries)? {
+        Head::NotYet => return Ok(Ok(None)),
+        Head::Fault(text) => return Ok(Err(CheckpointRefusal::Fault(text))),
+        Head::Root(found) if found != root => {
+            let text = format!(
+                "the head that it signed over {} entries is not that of the entries handed in",
+                checkpoint.entries
+            );
+            witness::fault(tx, device, &text)?;
+            return Ok(Err(CheckpointRefusal::Fault(text)));
+        }
+        Head::Root(_) => witness::advance(tx, device, checkpoint.entries)?,
     }
     let cosignature = hex::encode(cosigner.sign(&audit_key, checkpoint.entries, &root));
     tx.prepare_cached(
@@ -227,7 +251,7 @@ pub(crate) fn cosign(
         &cosignature,
         now_s,
     ))?;
-    Ok(Ok(cosignature))
+    Ok(Ok(Some(cosignature)))
 }
 
 /// A co-signed state of a device's audit log.

@@ -4,7 +4,7 @@ use fulmar_store::Schema;
 
 /// Operators, devices, releases, deployments, reports. The audit log's tables come with
 /// [`fulmar_policy`].
-pub(crate) const SCHEMA: Schema = Schema { name: "control", steps: &[STEP_1] };
+pub(crate) const SCHEMA: Schema = Schema { name: "control", steps: &[STEP_1, STEP_TRUST] };
 
 /// All tables of `control.db`.
 pub(crate) const ALL: [&Schema; 3] =
@@ -202,4 +202,23 @@ CREATE TABLE setting (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT;
+";
+
+/// Devices' audit logs as this control plane has seen them grow; files of reports.
+const STEP_TRUST: &str = "
+CREATE TABLE audit_witness (
+    device_id TEXT PRIMARY KEY REFERENCES device (id),
+    -- Entries whose head was found to be right, and the peaks of the tree over them.
+    entries INTEGER NOT NULL,
+    peaks BLOB NOT NULL,
+    fault TEXT
+) STRICT, WITHOUT ROWID;
+-- Leaves after those.
+CREATE TABLE audit_leaf (
+    device_id TEXT NOT NULL REFERENCES device (id),
+    seq INTEGER NOT NULL,
+    leaf BLOB NOT NULL,
+    PRIMARY KEY (device_id, seq)
+) STRICT, WITHOUT ROWID;
+ALTER TABLE device ADD COLUMN report_serial INTEGER NOT NULL DEFAULT 0;
 ";

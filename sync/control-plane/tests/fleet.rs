@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::{Plane, check_in, code, holds, now_s};
-use fulmar_protocol::{AuditCheckpoint, ModelState, OutboxAck, OutboxBatch, Report};
+use fulmar_protocol::{ModelState, OutboxAck, OutboxBatch, Report};
 use fulmar_registry::Digest;
 use fulmar_registry::trust::{Admission, Fetched, Refresh, Repo, Scope, Trusted, admit};
 use reqwest::{Method, StatusCode};
@@ -156,41 +156,6 @@ async fn reports_are_kept_once_however_often_they_come() {
     let seqs: Vec<_> =
         shown["entries"].as_array().unwrap().iter().map(|e| e["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, [5, 4, 3, 2, 1]);
-}
-
-#[tokio::test]
-async fn a_checkpoint_is_co_signed_once_and_a_rewritten_log_is_not() {
-    let plane = Plane::start().await;
-    let device = plane.device("prover").await;
-    let checkpoint = |entries: u64, root: [u8; 32]| {
-        let signature =
-            device.audit_key.sign(&hex::encode(device.audit_key.public()), entries, &root);
-        let mut request = check_in(0);
-        request.audit_checkpoint = Some(AuditCheckpoint {
-            entries,
-            root: hex::encode(root),
-            signature: hex::encode(signature),
-        });
-        request
-    };
-    let first = device.check_in(&checkpoint(10, [1; 32])).await.audit_cosignature.unwrap();
-    let key = hex::decode(&device.joined.audit_cosign_key).unwrap();
-    let signature = hex::decode(&first).unwrap();
-    assert!(fulmar_policy::audit::signature_holds(
-        &key,
-        &hex::encode(device.audit_key.public()),
-        10,
-        &[1; 32],
-        &signature
-    ));
-    let again = device.check_in(&checkpoint(10, [1; 32])).await.audit_cosignature;
-    assert_eq!(again.as_deref(), Some(first.as_str()));
-    for (entries, root) in [(10, [2; 32]), (9, [1; 32])] {
-        assert_eq!(device.check_in(&checkpoint(entries, root)).await.audit_cosignature, None);
-    }
-    let mut forged = checkpoint(11, [3; 32]);
-    forged.audit_checkpoint.as_mut().unwrap().entries = 12;
-    assert_eq!(device.check_in(&forged).await.audit_cosignature, None);
 }
 
 #[tokio::test]

@@ -20,8 +20,12 @@
 //! model's manifest is a blob like its weights, by the digest that the targets give.
 
 mod join_token;
+mod report_file;
 
 pub use join_token::{JOIN_TOKEN_PREFIX, JoinTokenError};
+pub use report_file::{
+    REPORT_FILE_BYTES_MAX, REPORT_FILE_LEN_MAX, ReportFile, ReportFileBody, ReportFileError,
+};
 
 use serde::{Deserialize, Serialize};
 

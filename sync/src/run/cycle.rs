@@ -13,7 +13,7 @@ use fulmar_registry::trust::{self, Repo, Trusted};
 use fulmar_store::StoreError;
 
 use super::Inner;
-use super::tell::models;
+use super::tell::{Parts, models};
 use crate::desired::{self, in_words};
 use crate::refresh::{self, RefreshError, Source};
 use crate::transport::TransportError;
@@ -54,6 +54,8 @@ impl Inner {
     pub(super) async fn cycle(&self, facts: Option<&DeviceFacts>) -> Result<u64, CycleError> {
         let check_in = self.check_in(facts.cloned()).await?;
         let checkpoint = check_in.audit_checkpoint.clone();
+        // First the entries that the checkpoint is over: the control plane holds it against them.
+        self.drain().await?;
         let response = self.transport.check_in(&check_in).await?;
         self.keep_cosignature(checkpoint, &response).await?;
         let again = self.commands(&response).await?;
@@ -117,30 +119,15 @@ impl Inner {
         let (device_id, now_s) = (self.device_id.clone(), self.clock.now_s());
         let troubles = self.status.borrow().troubles.clone();
         let registry = self.registry.clone();
-        let (generations, models, checkpoint) = self
-            .store
+        let (boot_id, cost) = (self.boot_id.clone(), self.options.cost);
+        self.store
             .read(move |connection| {
                 let desired = desired::load(connection, &device_id, now_s).map_err(Box::new)?;
                 let models = models(connection, &registry, desired.as_ref(), &troubles)?;
-                let checkpoint = audit::last_checkpoint(connection)?;
-                Ok::<_, CycleError>((state::generations(connection)?, models, checkpoint))
+                let parts = Parts { models, free_bytes: disk_free_bytes, facts, clock_s: now_s };
+                Ok::<_, CycleError>(parts.check_in(connection, &boot_id, cost)?)
             })
-            .await?;
-        Ok(CheckIn {
-            boot_id: self.boot_id.clone(),
-            generation_seen: generations.seen,
-            generation_applied: generations.applied,
-            models,
-            disk_free_bytes,
-            clock_s: self.clock.now_s(),
-            link: self.options.cost.as_str().to_owned(),
-            facts,
-            audit_checkpoint: checkpoint.map(|checkpoint| AuditCheckpoint {
-                entries: checkpoint.entries,
-                root: hex(&checkpoint.root),
-                signature: hex(&checkpoint.signature),
-            }),
-        })
+            .await
     }
 
     async fn keep_cosignature(
@@ -248,11 +235,11 @@ impl Inner {
     }
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     let pairs = text.as_bytes().chunks(2);
     pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
 }

@@ -1,13 +1,16 @@
-//! What the control plane is told of each model.
+//! What the control plane is told of the device and of each model, over the link or by file.
 
 use std::collections::BTreeMap;
 
-use fulmar_protocol::{ModelState, ModelStatus};
-use fulmar_registry::catalog::{self, Filter, Slot};
+use fulmar_policy::audit::{self, AuditError};
+use fulmar_protocol::{AuditCheckpoint, CheckIn, DeviceFacts, ModelState, ModelStatus};
+use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
 use fulmar_registry::{Manifest, Registry};
 
-use super::cycle::CycleError;
+use super::cycle::hex;
 use crate::desired::{Desired, DesiredModel};
+use crate::download::LinkCost;
+use crate::state;
 use crate::status::Trouble;
 
 /// Longest reason in a check-in, in bytes; the whole one is in the reports.
@@ -15,13 +18,52 @@ const REASON_BYTES_MAX: usize = 1_000;
 /// Models in a check-in at most.
 const MODELS_MAX: usize = 256;
 
+/// What a check-in is made of besides what the database knows.
+pub(crate) struct Parts {
+    pub(crate) models: Vec<ModelStatus>,
+    pub(crate) free_bytes: u64,
+    pub(crate) facts: Option<DeviceFacts>,
+    pub(crate) clock_s: i64,
+}
+
+impl Parts {
+    /// A check-in with the generations and the newest checkpoint as they are stored.
+    ///
+    /// # Errors
+    /// The database's.
+    pub(crate) fn check_in(
+        self,
+        connection: &rusqlite::Connection,
+        boot_id: &str,
+        cost: LinkCost,
+    ) -> Result<CheckIn, AuditError> {
+        let generations = state::generations(connection)?;
+        let checkpoint = audit::last_checkpoint(connection)?;
+        Ok(CheckIn {
+            boot_id: boot_id.to_owned(),
+            generation_seen: generations.seen,
+            generation_applied: generations.applied,
+            models: self.models,
+            disk_free_bytes: self.free_bytes,
+            clock_s: self.clock_s,
+            link: cost.as_str().to_owned(),
+            facts: self.facts,
+            audit_checkpoint: checkpoint.map(|checkpoint| AuditCheckpoint {
+                entries: checkpoint.entries,
+                root: hex(&checkpoint.root),
+                signature: hex(&checkpoint.signature),
+            }),
+        })
+    }
+}
+
 /// Every installed and every desired model with its state.
-pub(super) fn models(
+pub(crate) fn models(
     connection: &rusqlite::Connection,
     registry: &Registry,
     desired: Option<&Desired>,
     troubles: &[Trouble],
-) -> Result<Vec<ModelStatus>, CycleError> {
+) -> Result<Vec<ModelStatus>, CatalogError> {
     let mut models: BTreeMap<(String, String), ModelStatus> = BTreeMap::new();
     for model in catalog::list(connection, &Filter::default())? {
         let state = match (model.slot, &model.failure) {

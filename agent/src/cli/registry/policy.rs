@@ -73,7 +73,7 @@ struct What {
     tokens: Vec<String>,
     /// The id of a device's token key (`kid` in its tokens). May be repeated.
     #[arg(long = "token-key", value_name = "ID")]
-    keys: Vec<String>,
+    token_keys: Vec<String>,
     /// A device's id. May be repeated.
     #[arg(long = "device", value_name = "ID")]
     devices: Vec<String>,
@@ -172,7 +172,7 @@ impl What {
             ids.push(("models", digest_of(repository, model)?));
         }
         for (list, given) in
-            [("tokens", &self.tokens), ("keys", &self.keys), ("devices", &self.devices)]
+            [("tokens", &self.tokens), ("keys", &self.token_keys), ("devices", &self.devices)]
         {
             ids.extend(given.iter().map(|id| (list, id.clone())));
         }

@@ -13,7 +13,7 @@ use super::format::{ago, bytes, short, time, words};
 use super::{Live, PageFailure, Seen, Shell, Visitor, may, render};
 use crate::app::App;
 use crate::failure::Failure;
-use crate::{act, fleet, now_s, operator, reports, rollout};
+use crate::{act, fleet, now_s, operator, reports, rollout, witness};
 
 /// Reports on the page.
 const REPORTS_MAX: u32 = 15;
@@ -75,6 +75,7 @@ struct Read {
     entries: Vec<reports::ReportRow>,
     others: Vec<reports::ReportRow>,
     checkpoint: Option<reports::Checkpoint>,
+    witness: witness::Witness,
 }
 
 async fn read(app: &Arc<App>, visitor: &Visitor, id: &str) -> Result<Read, PageFailure> {
@@ -97,6 +98,7 @@ async fn read(app: &Arc<App>, visitor: &Visitor, id: &str) -> Result<Read, PageF
             entries: reports::list(c, &filter(Some("audit")))?,
             others,
             checkpoint: reports::last_checkpoint(c, &wanted)?,
+            witness: witness::of(c, &wanted)?,
             device,
         })
     });
@@ -108,7 +110,7 @@ fn part(app: &App, visitor: &Visitor, read: Read) -> Result<Live, PageFailure> {
     let device = &read.device;
     let part = Part {
         state: device.state(now_s, app.config.check_in_interval_ms),
-        facts: facts(device, now_s),
+        facts: facts(device, &read.witness, now_s),
         models: read.models.into_iter().map(model).collect(),
         wanted: read.desired.into_iter().map(wanted).collect(),
         entries: may(app, visitor, Action::AuditRead)
@@ -120,7 +122,11 @@ fn part(app: &App, visitor: &Visitor, read: Read) -> Result<Live, PageFailure> {
     Live::new(format!("/devices/{}/live", device.id), &part)
 }
 
-fn facts(device: &fleet::DeviceRow, now_s: i64) -> Vec<(&'static str, String)> {
+fn facts(
+    device: &fleet::DeviceRow,
+    witness: &witness::Witness,
+    now_s: i64,
+) -> Vec<(&'static str, String)> {
     let never = || "never".to_owned();
     vec![
         ("Last seen", device.seen_s.map_or_else(never, |at_s| ago(at_s, now_s))),
@@ -137,7 +143,18 @@ fn facts(device: &fleet::DeviceRow, now_s: i64) -> Vec<(&'static str, String)> {
         ("Agent", device.facts.agent_version.clone()),
         ("Joined", time(device.enrolled_s)),
         ("Certificate until", time(device.certificate_expires_s)),
+        ("Audit log", audit_log(witness)),
     ]
+}
+
+fn audit_log(witness: &witness::Witness) -> String {
+    match &witness.fault {
+        Some(fault) => format!("NOT WHAT IT WAS: {fault}"),
+        None => format!(
+            "{} entries here, {} of them held against a head that the device signed",
+            witness.entries, witness.verified_entries
+        ),
+    }
 }
 
 fn model(status: ModelStatus) -> Model {

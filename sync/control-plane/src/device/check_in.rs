@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use fulmar_policy::audit::Outcome;
-use fulmar_protocol::{CheckIn, CheckInResponse, DeviceFacts, OutboxAck, OutboxBatch};
+use fulmar_policy::audit::{AuditKey, Outcome};
+use fulmar_protocol::{
+    AuditCheckpoint, CheckIn, CheckInResponse, DeviceFacts, OutboxAck, OutboxBatch,
+};
 use rusqlite::Transaction;
 
 use super::peer::Device;
@@ -13,7 +15,7 @@ use crate::app::App;
 use crate::body::Body;
 use crate::failure::Failure;
 use crate::number::to_sql;
-use crate::{act, deploy, fleet, mirror, now_s, reports};
+use crate::{act, deploy, fleet, mirror, now_s, reports, witness};
 
 /// Models that one device may list.
 const MODELS_MAX: usize = 256;
@@ -54,13 +56,13 @@ fn answer(
     if !device.by_certificate_before {
         fleet::renewed(tx, &device.id)?;
     }
-    note(tx, device, request, now_s)?;
-    if let Some(facts) = &request.facts {
-        fleet::set_facts(tx, &device.id, facts)?;
-    }
-    fleet::set_models(tx, &device.id, &request.models, now_s)?;
-    deploy::note_done(tx, &device.id, now_s)?;
-    let audit_cosignature = cosign(app, tx, device, request, now_s)?;
+    let address = device.address.ip().to_string();
+    let (device_id, check_in) = (device.id.as_str(), request);
+    take_state(tx, &Told { device_id, address: &address, check_in, now_s })?;
+    let audit_cosignature = match &request.audit_checkpoint {
+        Some(checkpoint) => cosign(tx, &app.cosigner, &device.id, checkpoint, now_s)?,
+        None => None,
+    };
     app.director.ensure_root(tx, now_s)?;
     let minted = app.director.minted(tx, &device.id, now_s)?;
     let commands = fleet::take_commands(tx, &device.id)?;
@@ -74,12 +76,28 @@ fn answer(
     })
 }
 
-fn note(
-    tx: &Transaction<'_>,
-    device: &Device,
-    request: &CheckIn,
-    now_s: i64,
-) -> Result<(), Failure> {
+/// What a device says of itself, and how it came.
+pub(crate) struct Told<'a> {
+    pub(crate) device_id: &'a str,
+    /// Where it connected from, or `by file`.
+    pub(crate) address: &'a str,
+    pub(crate) check_in: &'a CheckIn,
+    pub(crate) now_s: i64,
+}
+
+/// Takes the device's state in.
+pub(crate) fn take_state(tx: &Transaction<'_>, told: &Told<'_>) -> Result<(), Failure> {
+    let (id, request, now_s) = (told.device_id, told.check_in, told.now_s);
+    note(tx, told)?;
+    if let Some(facts) = &request.facts {
+        fleet::set_facts(tx, id, facts)?;
+    }
+    fleet::set_models(tx, id, &request.models, now_s)?;
+    deploy::note_done(tx, id, now_s)
+}
+
+fn note(tx: &Transaction<'_>, told: &Told<'_>) -> Result<(), Failure> {
+    let request = told.check_in;
     tx.prepare_cached(
         "UPDATE device SET seen_s = ?2, address = ?3, boot_id = ?4,
             generation_seen = min(?5, generation), generation_applied = min(?6, generation),
@@ -87,9 +105,9 @@ fn note(
          WHERE id = ?1",
     )?
     .execute((
-        &device.id,
-        now_s,
-        device.address.ip().to_string(),
+        told.device_id,
+        told.now_s,
+        told.address,
         &request.boot_id,
         to_sql(request.generation_seen),
         to_sql(request.generation_applied),
@@ -100,30 +118,31 @@ fn note(
     Ok(())
 }
 
-fn cosign(
-    app: &App,
+/// Co-signs the device's checkpoint. A refusal is recorded when it is a new one.
+pub(crate) fn cosign(
     tx: &Transaction<'_>,
-    device: &Device,
-    request: &CheckIn,
+    cosigner: &AuditKey,
+    device: &str,
+    checkpoint: &AuditCheckpoint,
     now_s: i64,
 ) -> Result<Option<String>, Failure> {
-    let Some(checkpoint) = &request.audit_checkpoint else { return Ok(None) };
-    match reports::cosign(tx, &app.cosigner, &device.id, checkpoint, now_s)? {
-        Ok(cosignature) => Ok(Some(cosignature)),
+    let before = witness::of(tx, device)?.fault;
+    match reports::cosign(tx, cosigner, device, checkpoint, now_s)? {
+        Ok(cosignature) => Ok(cosignature),
+        Err(_) if before.is_some() => Ok(None),
         Err(refusal) => {
-            tracing::error!(device = %device.id, reason = refusal.as_str(), "no co-signature");
-            let actor = format!("{} (device)", device.id);
-            let detail = serde_json::json!({
-                "reason": refusal.as_str(), "entries": checkpoint.entries,
-            });
-            let action = "checkpoint.cosign";
-            act::append(tx, &actor, action, &device.id, Outcome::Denied, detail)?;
+            let reason = refusal.as_str();
+            tracing::error!(device, reason, "no co-signature");
+            let actor = format!("{device} (device)");
+            let detail = serde_json::json!({ "reason": reason, "entries": checkpoint.entries });
+            act::append(tx, &actor, "checkpoint.cosign", device, Outcome::Denied, detail)?;
             Ok(None)
         }
     }
 }
 
-fn check(request: &CheckIn) -> Result<(), Failure> {
+/// Refuses a check-in that is longer than check-ins are.
+pub(crate) fn check(request: &CheckIn) -> Result<(), Failure> {
     if request.models.len() > MODELS_MAX {
         return Err(Failure::invalid(
             "models_too_many",

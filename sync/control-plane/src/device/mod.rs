@@ -5,6 +5,8 @@ mod enroll;
 mod files;
 mod peer;
 
+pub(crate) use check_in::{Told, check, cosign, take_state};
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::auth::Operator;
 use crate::body::Body;
 use crate::failure::Failure;
-use crate::{act, fleet, join, now_s, reports, rollout};
+use crate::{act, fleet, hand_in, join, now_s, reports, rollout, witness};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,15 +56,31 @@ pub(super) async fn show(
     let resource = id.clone();
     let read = act::read(&app, &operator.principal, Action::FleetRead, &resource, move |c| {
         let device = fleet::get(c, &id)?.ok_or_else(|| Failure::not_found("device", &id))?;
-        let checkpoint = reports::last_checkpoint(c, &id)?;
-        Ok((device, fleet::models(c, &id)?, rollout::desired(c, &id)?, checkpoint))
+        let audit = (reports::last_checkpoint(c, &id)?, witness::of(c, &id)?);
+        Ok((device, fleet::models(c, &id)?, rollout::desired(c, &id)?, audit))
     });
-    let (device, models, desired, checkpoint) = read.await?;
+    let (device, models, desired, (checkpoint, witness)) = read.await?;
     let mut value = with_state(&app, &device);
     value["models"] = json!(models);
     value["desired"] = json!(desired);
     value["audit_checkpoint"] = json!(checkpoint);
+    value["audit_log"] = json!(witness);
     Ok(Json(value))
+}
+
+/// `POST /api/v1/report-files`: the file of a device without a link, as it wrote it.
+pub(super) async fn hand_in(
+    State(app): State<Arc<App>>,
+    operator: Operator,
+    file: axum::body::Bytes,
+) -> Result<Json<hand_in::HandedIn>, Failure> {
+    act::decide(&app, &operator.principal, Action::SyncNow, "report-files").await?;
+    let actor = operator.principal.audit_name();
+    let taken = tokio::task::spawn_blocking(move || {
+        hand_in::take(&app.store, &app.cosigner, &actor, &file)
+    });
+    let taken = taken.await.map_err(|e| Failure::internal("take a file of reports", e))?;
+    taken.map(Json)
 }
 
 /// Removes a device for whoever may.

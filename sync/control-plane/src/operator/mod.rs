@@ -34,6 +34,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/api/v1/registry/metadata", post(releases::publish))
         .layer(DefaultBodyLimit::max(METADATA_BYTES_MAX))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, timeout));
+    let report_files = Router::new()
+        .route("/api/v1/report-files", post(devices::hand_in))
+        .layer(DefaultBodyLimit::max(fulmar_protocol::REPORT_FILE_BYTES_MAX));
     Router::new()
         .route("/api/v1/sign-in", post(account::sign_in))
         .route("/api/v1/sign-out", post(account::sign_out))
@@ -61,6 +64,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, timeout))
         .merge(uploads)
         .merge(metadata)
+        .merge(report_files)
         .with_state(app)
 }
 
