@@ -78,9 +78,12 @@ impl App {
         self.standing.get()
     }
 
-    /// Takes up what another process, or the link, has changed.
+    /// Takes up what another process, or the link, has changed: a bundle brings a new desired state
+    /// too.
     pub(crate) async fn refresh_standing(&self) {
-        self.standing.refresh().await;
+        if self.standing.refresh().await {
+            self.link.repair();
+        }
     }
 
     /// Reads the standing anew, whether it changed or not.

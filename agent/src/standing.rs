@@ -45,10 +45,11 @@ impl Current {
         Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).1)
     }
 
-    /// Reads again what changed. What cannot be read leaves the standing as it was.
-    pub(crate) async fn refresh(&self) {
+    /// Reads again what changed; whether something did. What cannot be read leaves the standing as
+    /// it was.
+    pub(crate) async fn refresh(&self) -> bool {
         let known = self.now.read().unwrap_or_else(PoisonError::into_inner).0.clone();
-        self.read_unless(known).await;
+        self.read_unless(known).await
     }
 
     /// Reads all of it again.
@@ -56,7 +57,7 @@ impl Current {
         self.read_unless("nothing is known".to_owned()).await;
     }
 
-    async fn read_unless(&self, known: String) {
+    async fn read_unless(&self, known: String) -> bool {
         let changed: Result<_, TrustError> = self
             .store
             .read(move |connection| match standing::mark(connection)? == known {
@@ -65,11 +66,15 @@ impl Current {
             })
             .await;
         match changed {
-            Ok(None) => {}
+            Ok(None) => false,
             Ok(Some(now)) => {
                 *self.now.write().unwrap_or_else(PoisonError::into_inner) = now;
+                true
             }
-            Err(error) => tracing::error!(%error, "the state of trust cannot be read"),
+            Err(error) => {
+                tracing::error!(%error, "the state of trust cannot be read");
+                false
+            }
         }
     }
 }

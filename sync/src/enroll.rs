@@ -10,13 +10,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fulmar_policy::audit::{Event, Outcome};
 use fulmar_protocol::{
-    DeviceFacts, EnrollRequest, EnrollResponse, JoinToken, JoinTokenError, RenewRequest,
-    device_name_is_valid,
+    DeviceFacts, EnrollAnswerFile, EnrollRequest, EnrollRequestFile, EnrollResponse, JoinToken,
+    JoinTokenError, RenewRequest, device_name_is_valid,
 };
 use fulmar_registry::trust::{Repo, TrustError, Trusted};
 use fulmar_store::{Store, StoreError};
 use rcgen::{CertificateParams, KeyPair};
 use ring::digest::{SHA256, digest};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::json;
@@ -111,6 +112,20 @@ pub async fn enroll(
     clock: Arc<SignedClock>,
     enrollment: &Enrollment,
 ) -> Result<Identity, EnrollError> {
+    let Asked { token, key, request } = ask(enrollment)?;
+    let transport = Transport::pinned(&token.url, pin(&token)?, Arc::clone(&clock))?;
+    let response = transport.enroll(&request).await?;
+    join(store, &clock, enrollment, &token, &key, response).await
+}
+
+/// What a device asks with.
+struct Asked {
+    token: JoinToken,
+    key: KeyPair,
+    request: EnrollRequest,
+}
+
+fn ask(enrollment: &Enrollment) -> Result<Asked, EnrollError> {
     let token = JoinToken::decode(&enrollment.token)?;
     if !device_name_is_valid(&enrollment.name) {
         return Err(EnrollError::Name { found: enrollment.name.clone() });
@@ -127,10 +142,68 @@ pub async fn enroll(
         audit_key: enrollment.audit_key.clone(),
         facts: enrollment.facts.clone(),
     };
-    let ca_sha256 = pin(&token)?;
-    let transport = Transport::pinned(&token.url, ca_sha256, Arc::clone(&clock))?;
-    let response = transport.enroll(&request).await?;
-    check_ca(&response, ca_sha256)?;
+    Ok(Asked { token, key, request })
+}
+
+/// The request of a device that has no link, for a file.
+///
+/// # Errors
+/// [`EnrollError`].
+pub fn enroll_request(enrollment: &Enrollment) -> Result<EnrollRequestFile, EnrollError> {
+    Ok(EnrollRequestFile { schema: 1, request: ask(enrollment)?.request })
+}
+
+/// Joins the fleet with the answer that came by file. It must be signed by the CA that the join
+/// token names, and be for the key that the request was made with.
+///
+/// # Errors
+/// [`EnrollError`]; the device is no member then.
+pub async fn enroll_by_answer(
+    store: &Store,
+    clock: Arc<SignedClock>,
+    enrollment: &Enrollment,
+    answer: &[u8],
+) -> Result<Identity, EnrollError> {
+    let Asked { token, key, .. } = ask(enrollment)?;
+    let unusable = |reason: String| EnrollError::Answer { reason };
+    let (response, words, signature) =
+        EnrollAnswerFile::read(answer).map_err(|e| unusable(e.to_string()))?;
+    let ca = check_ca(&response, pin(&token)?)?;
+    let signature = crate::run::unhex(&signature).unwrap_or_default();
+    if !signed_by(&ca, &words, &signature) {
+        return Err(unusable("it is not signed by the CA that the join token names".to_owned()));
+    }
+    if !certificate_is_for(&response.certificate_pem, &key) {
+        return Err(unusable("its certificate is for another device's request".to_owned()));
+    }
+    join(store, &clock, enrollment, &token, &key, response).await
+}
+
+fn signed_by(ca: &[u8], words: &[u8], signature: &[u8]) -> bool {
+    let Ok((_, ca)) = x509_parser::parse_x509_certificate(ca) else { return false };
+    let key = &ca.public_key().subject_public_key.data;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(words, signature).is_ok()
+}
+
+fn certificate_is_for(pem: &str, key: &KeyPair) -> bool {
+    let first = CertificateDer::pem_slice_iter(pem.as_bytes()).next();
+    let Some(Ok(certificate)) = first else { return false };
+    x509_parser::parse_x509_certificate(&certificate).is_ok_and(|(_, certificate)| {
+        certificate.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
+    })
+}
+
+/// Makes the device a member by the control plane's answer.
+async fn join(
+    store: &Store,
+    clock: &SignedClock,
+    enrollment: &Enrollment,
+    token: &JoinToken,
+    key: &KeyPair,
+    response: EnrollResponse,
+) -> Result<Identity, EnrollError> {
+    check_ca(&response, pin(token)?)?;
+    let path = &enrollment.identity_path;
     let identity = Identity {
         device_id: response.device_id.clone(),
         name: enrollment.name.clone(),
@@ -197,13 +270,16 @@ fn pin(token: &JoinToken) -> Result<[u8; 32], EnrollError> {
 }
 
 /// The CA of the answer must be the one of the token: all later connections rest on it.
-fn check_ca(response: &EnrollResponse, ca_sha256: [u8; 32]) -> Result<(), EnrollError> {
-    let certificates: Vec<CertificateDer<'_>> =
+fn check_ca(
+    response: &EnrollResponse,
+    ca_sha256: [u8; 32],
+) -> Result<CertificateDer<'static>, EnrollError> {
+    let certificates: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(response.ca_pem.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|error| EnrollError::Answer { reason: format!("ca_pem: {error}") })?;
     match certificates.as_slice() {
-        [ca] if digest(&SHA256, ca).as_ref() == ca_sha256 => Ok(()),
+        [ca] if digest(&SHA256, ca).as_ref() == ca_sha256 => Ok(ca.clone()),
         _ => Err(EnrollError::Answer {
             reason: "ca_pem is not the one CA that the join token names".to_owned(),
         }),

@@ -42,7 +42,7 @@ pub use bundle::{Carried, CarryError, Reported, SignReports, export_reports, imp
 pub use clock::SignedClock;
 pub use desired::{Desired, DesiredModel, load as desired};
 pub use download::{DownloadError, Downloader, Limits, LinkCost};
-pub use enroll::{EnrollError, Enrollment, enroll};
+pub use enroll::{EnrollError, Enrollment, enroll, enroll_by_answer, enroll_request};
 pub use identity::{Identity, IdentityError};
 pub use outbox::record;
 pub use plan::{Actual, Blocked, Files, Held, Origin, Plan, Step, plan};

@@ -162,6 +162,18 @@ impl Fleet {
     /// When it refuses.
     #[must_use]
     pub fn operator(&self, path: &str) -> Value {
+        self.as_operator(path, None)
+    }
+
+    /// Has the control plane do something, as its operator.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub fn operate(&self, path: &str, body: &Value) -> Value {
+        self.as_operator(path, Some(body))
+    }
+
+    fn as_operator(&self, path: &str, body: Option<&Value>) -> Value {
         let url = format!("http://{}/api/v1", self.port("console"));
         let credentials = json!({
             "name": self.facts["console_user"], "password": self.facts["console_password"],
@@ -174,11 +186,11 @@ impl Fleet {
             .json()
             .expect("it answers in JSON");
         let token = answer["token"].as_str().expect("the operator is let in");
-        let response = client()
-            .get(format!("{url}/{path}"))
-            .bearer_auth(token)
-            .send()
-            .expect("the control plane can be reached");
+        let request = match body {
+            Some(body) => client().post(format!("{url}/{path}")).json(body),
+            None => client().get(format!("{url}/{path}")),
+        };
+        let response = request.bearer_auth(token).send().expect("the control plane can be reached");
         assert!(response.status().is_success(), "{path}: {}", response.status());
         response.json().expect("it answers in JSON")
     }

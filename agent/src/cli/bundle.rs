@@ -176,7 +176,7 @@ fn import(place: &Place, args: &FileArgs) -> anyhow::Result<ExitCode> {
     for model in &carried.models {
         println!("  {model}");
     }
-    println!("a running agent installs it after `fulmar sync`, a stopped one when it starts");
+    println!("a running agent installs it within seconds, a stopped one when it starts");
     Ok(ExitCode::SUCCESS)
 }
 

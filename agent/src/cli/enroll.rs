@@ -1,9 +1,12 @@
 //! `fulmar enroll`: joining a fleet.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use fulmar_policy::{Action, Policy, Principal};
+use fulmar_protocol::ENROLL_FILE_BYTES_MAX;
 use fulmar_sync::Enrollment;
 use serde_json::json;
 
@@ -20,6 +23,12 @@ pub(crate) struct Args {
     /// A name for people, 1 to 63 of a-z, 0-9 and '-'; default: the host's.
     #[arg(long)]
     name: Option<String>,
+    /// Without a link: write the request to this file, for `fulmar control-plane admit`.
+    #[arg(long, value_name = "FILE", conflicts_with = "answer")]
+    request: Option<PathBuf>,
+    /// Without a link: join with the answer in this file.
+    #[arg(long, value_name = "FILE")]
+    answer: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -32,7 +41,15 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let _log = super::quiet_log(&config, &dir)?;
     let state = State::open(&dir)?;
     let name = args.name.clone().unwrap_or_else(host_name);
-    let identity = super::runtime()?.block_on(join(&state, &args.token, &name))?;
+    if let Some(file) = &args.request {
+        return write_request(&state, &args.token, &name, file);
+    }
+    let identity = super::runtime()?.block_on(async {
+        match &args.answer {
+            Some(file) => join_by_answer(&state, &args.token, &name, file).await,
+            None => join(&state, &args.token, &name).await,
+        }
+    })?;
     state.sign_audit_log_blocking()?;
     if args.json {
         output::json(&json!({
@@ -54,17 +71,51 @@ pub(crate) async fn join(
     token: &str,
     name: &str,
 ) -> anyhow::Result<fulmar_sync::Identity> {
+    let enrollment = enrollment(state, token, name)?;
+    Ok(fulmar_sync::enroll(state.store(), Arc::clone(state.clock()), &enrollment).await?)
+}
+
+fn enrollment(state: &State, token: &str, name: &str) -> anyhow::Result<Enrollment> {
     let principal = Principal::local();
     Policy::builtin().decide(&principal, Action::DeviceEnroll, name)?;
-    let enrollment = Enrollment {
+    Ok(Enrollment {
         token: link::join_token(token)?,
         name: name.to_owned(),
         audit_key: state.device(),
         facts: link::facts(),
         identity_path: state.identity_path(),
         actor: principal.audit_name(),
-    };
-    Ok(fulmar_sync::enroll(state.store(), Arc::clone(state.clock()), &enrollment).await?)
+    })
+}
+
+fn write_request(
+    state: &State,
+    token: &str,
+    name: &str,
+    file: &std::path::Path,
+) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(!file.exists(), "write the request: {} is there already", file.display());
+    let request = fulmar_sync::enroll_request(&enrollment(state, token, name)?)?;
+    let bytes = serde_json::to_vec(&request).context("write the request")?;
+    // It holds the token's secret.
+    crate::state::write_secret(file, &bytes)?;
+    println!("wrote the request to {}; at the control plane:", file.display());
+    println!("fulmar control-plane admit --dir DIR {} --out ANSWER", file.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn join_by_answer(
+    state: &Arc<State>,
+    token: &str,
+    name: &str,
+    file: &std::path::Path,
+) -> anyhow::Result<fulmar_sync::Identity> {
+    let data = std::fs::metadata(file).with_context(|| format!("read {}", file.display()))?;
+    let (found, max) = (data.len(), ENROLL_FILE_BYTES_MAX as u64);
+    anyhow::ensure!(found <= max, "read {}: {found} bytes, at most {max}", file.display());
+    let answer = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    let (enrollment, clock) = (enrollment(state, token, name)?, Arc::clone(state.clock()));
+    Ok(fulmar_sync::enroll_by_answer(state.store(), clock, &enrollment, &answer).await?)
 }
 
 /// The host's name as far as it is a device's name.

@@ -10,6 +10,7 @@ use std::path::Path;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    SigningKey as _,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::pem::PemObject;
@@ -111,6 +112,11 @@ impl Ca {
     /// The CA's certificate, DER.
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// Signs an answer to a device that joins by file.
+    pub(crate) fn sign(&self, words: &[u8]) -> Result<Vec<u8>, CaError> {
+        Ok(self.issuer.key().sign(words)?)
     }
 
     /// SHA-256 of the CA's certificate, hex: what join tokens carry.

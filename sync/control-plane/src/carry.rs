@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use fulmar_policy::audit::{AuditKey, Outcome};
-use fulmar_protocol::REPORT_FILE_BYTES_MAX;
+use fulmar_protocol::{EnrollAnswerFile, EnrollRequestFile, EnrollResponse, REPORT_FILE_BYTES_MAX};
 use fulmar_registry::Digest;
 use fulmar_registry::blobs::Blobs;
 use fulmar_registry::bundle::{self, Ack, Header};
@@ -14,11 +14,12 @@ use fulmar_store::Store;
 use rusqlite::Transaction;
 use serde::Serialize;
 
+use crate::ca::Ca;
 use crate::director::{self, Director};
 use crate::failure::Failure;
 use crate::init::AUDIT_KEY_FILE;
 use crate::number::from_sql;
-use crate::{Config, act, files, hand_in, now_s, reports, schema};
+use crate::{Config, act, device, files, hand_in, now_s, reports, schema};
 
 /// What was exported.
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +67,24 @@ pub(crate) fn hand_in(config: &Config, file: &Path) -> anyhow::Result<hand_in::H
     let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
     hand_in::take(&store, &cosigner, "local", &bytes)
         .with_context(|| format!("take {}", file.display()))
+}
+
+/// Lets a device join by the request that it wrote to a file; returns the answer for it. Works
+/// beside a serving control plane.
+pub(crate) fn admit(config: &Config, request: &[u8]) -> anyhow::Result<(String, EnrollAnswerFile)> {
+    let dir = &config.dir;
+    let store = open_store(dir)?;
+    let (ca, director) = (Ca::open(dir)?, Director::open(dir)?);
+    let cosigner = AuditKey::from_pkcs8(&files::read(&dir.join(AUDIT_KEY_FILE))?)?;
+    let now_s = now_s();
+    let certified = device::certify(&ca, EnrollRequestFile::read(request)?, now_s)?;
+    let signer = Ca::open(dir)?;
+    let joined = store.write_blocking(move |tx| {
+        device::admit(tx, &ca, &director, &certified, "by file", now_s)
+    })?;
+    let response = EnrollResponse { audit_cosign_key: hex::encode(cosigner.public()), ..joined };
+    let answer = EnrollAnswerFile::make(&response, |words| signer.sign(words).map(hex::encode))?;
+    Ok((response.device_id, answer))
 }
 
 fn open_store(dir: &Path) -> anyhow::Result<Store> {

@@ -24,8 +24,26 @@ enum Command {
     Serve(Serve),
     /// Write what devices should hold to one file, for those without a link.
     Bundle(Bundle),
+    /// Let a device without a link join: takes the request that it wrote (`fulmar enroll
+    /// --request`), and writes the answer for it (`fulmar enroll --answer`).
+    Admit(Admit),
     /// Take in a file that a device without a link wrote (`fulmar bundle report`).
     Reports(Reports),
+}
+
+#[derive(Debug, clap::Args)]
+struct Admit {
+    /// The state directory.
+    #[arg(long)]
+    dir: PathBuf,
+    /// The device's request.
+    request: PathBuf,
+    /// The answer to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -115,6 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init(args),
         Command::Serve(args) => serve(args),
         Command::Bundle(args) => bundle(&args),
+        Command::Admit(args) => admit(&args),
         Command::Reports(args) => reports(&args),
     }
 }
@@ -152,6 +171,22 @@ pub fn bundle(args: &Bundle) -> anyhow::Result<ExitCode> {
         let devices = exported.devices.join(", ");
         println!("{}: {} files, {} bytes", args.out.display(), exported.blobs, exported.bytes);
         println!("for {devices}; on the device: fulmar bundle import FILE");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn admit(args: &Admit) -> anyhow::Result<ExitCode> {
+    let config = Config { dir: args.dir.clone(), ..Config::default() };
+    let request =
+        std::fs::read(&args.request).with_context(|| format!("read {}", args.request.display()))?;
+    let (device_id, answer) = crate::carry::admit(&config, &request)?;
+    std::fs::write(&args.out, serde_json::to_vec(&answer)?)
+        .with_context(|| format!("write {}", args.out.display()))?;
+    if args.json {
+        println!("{}", serde_json::json!({ "device_id": device_id }));
+    } else {
+        println!("device {device_id} is a member; carry {} to it:", args.out.display());
+        println!("fulmar enroll JOIN_TOKEN --answer {}", args.out.display());
     }
     Ok(ExitCode::SUCCESS)
 }

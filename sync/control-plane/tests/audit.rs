@@ -219,12 +219,7 @@ async fn a_changed_or_foreign_file_of_reports_is_refused_and_nothing_of_it_stays
     let posing = ReportFile { device_id: device.id.clone(), ..foreign };
     let unknown = ReportFile { device_id: "d-unknown".into(), ..good.clone() };
     let newer = ReportFile { schema: 2, ..good.clone() };
-    for (file, expected) in [
-        (changed, 400),
-        (posing, 400),
-        (newer, 400),
-        (unknown, 404),
-    ] {
+    for (file, expected) in [(changed, 400), (posing, 400), (newer, 400), (unknown, 404)] {
         let (status, found) = code(by_file(&plane, &file).await).await;
         assert_eq!(status, expected, "{found}");
     }

@@ -19,9 +19,13 @@
 //! director only the roots (`2.root.json`, `timestamp.json`, `snapshot.json`, `targets.json`). A
 //! model's manifest is a blob like its weights, by the digest that the targets give.
 
+mod enroll_file;
 mod join_token;
 mod report_file;
 
+pub use enroll_file::{
+    ENROLL_FILE_BYTES_MAX, EnrollAnswerFile, EnrollFileError, EnrollRequestFile, enroll_words,
+};
 pub use join_token::{JOIN_TOKEN_PREFIX, JoinTokenError};
 pub use report_file::{
     REPORT_FILE_BYTES_MAX, REPORT_FILE_LEN_MAX, ReportFile, ReportFileBody, ReportFileError,

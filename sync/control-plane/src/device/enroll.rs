@@ -10,11 +10,13 @@ use fulmar_policy::audit::Outcome;
 use fulmar_protocol::{EnrollRequest, EnrollResponse, RenewRequest, RenewResponse};
 use http::StatusCode;
 use ring::rand::{SecureRandom as _, SystemRandom};
+use rusqlite::Transaction;
 
 use super::peer::Device;
 use crate::app::App;
 use crate::body::Body;
-use crate::ca::CaError;
+use crate::ca::{Ca, CaError, Issued};
+use crate::director::Director;
 use crate::failure::{Failure, chain};
 use crate::listen::Peer;
 use crate::{act, deploy, director, fleet, join, mirror, now_s};
@@ -31,44 +33,16 @@ pub(super) async fn enroll(
 ) -> Result<Json<EnrollResponse>, Failure> {
     let now_s = now_s();
     throttle(&app, &peer, now_s)?;
-    check(&request)?;
-    let id = new_id()?;
-    // The signature over the request is checked before the token is touched: a device that sends
-    // a bad request keeps its token.
-    let certificate = app.ca.device(&id, &request.csr_pem, now_s).map_err(csr_failure)?;
-    let certificate_pem = certificate.pem.clone();
-    let audit_actor = format!("{id} (device)");
     let address = peer.address.ip().to_string();
     let worker = Arc::clone(&app);
     let name = request.name.clone();
-    let device_id = id.clone();
+    let certified = certify(&app.ca, request, now_s)?;
     let joined = app
         .store
-        .write(move |tx| {
-            let token = join::consume(tx, &request.secret, &id, now_s)?;
-            let new = fleet::NewDevice {
-                id: &id,
-                name: &request.name,
-                audit_key: &request.audit_key.to_ascii_lowercase(),
-                facts: &request.facts,
-                certificate: &certificate,
-            };
-            fleet::insert(tx, &new, now_s)?;
-            deploy::assign_to_new(tx, &id)?;
-            let detail = serde_json::json!({
-                "name": request.name, "join_token": token, "address": address,
-                "certificate_sha256": certificate.fingerprint,
-            });
-            act::append(tx, &audit_actor, "device.enroll", &id, Outcome::Completed, detail)?;
-            worker.director.ensure_root(tx, now_s)?;
-            // The first root: a device walks the chain from there to the newest by itself.
-            let registry_root = mirror::file(tx, "1.root.json")?.unwrap_or_default();
-            let director_root = director::root(tx, Some(1))?.unwrap_or_default();
-            Ok::<_, Failure>((registry_root, director_root))
-        })
+        .write(move |tx| admit(tx, &worker.ca, &worker.director, &certified, &address, now_s))
         .await;
-    let (registry_root, director_root) = match joined {
-        Ok(roots) => roots,
+    let joined = match joined {
+        Ok(joined) => joined,
         Err(failure) => {
             let detail = serde_json::json!({
                 "name": name, "address": peer.address.ip().to_string(), "code": failure.code(),
@@ -79,15 +53,64 @@ pub(super) async fn enroll(
         }
     };
     forgive(&app, &peer);
-    tracing::info!(device = %device_id, %name, "a device joined");
-    Ok(Json(EnrollResponse {
-        device_id,
-        certificate_pem: format!("{certificate_pem}{}", app.ca.pem()),
-        ca_pem: app.ca.pem().to_owned(),
+    tracing::info!(device = %joined.device_id, %name, "a device joined");
+    Ok(Json(EnrollResponse { audit_cosign_key: hex::encode(app.cosigner.public()), ..joined }))
+}
+
+/// A request whose form and key are right, with an id and a certificate for it.
+pub(crate) struct Certified {
+    id: String,
+    request: EnrollRequest,
+    certificate: Issued,
+}
+
+/// Gives a request an id and a certificate. Its signature is checked before the token is touched: a
+/// device that sends a bad request keeps its token.
+pub(crate) fn certify(ca: &Ca, request: EnrollRequest, now_s: i64) -> Result<Certified, Failure> {
+    check(&request)?;
+    let id = new_id()?;
+    let certificate = ca.device(&id, &request.csr_pem, now_s).map_err(csr_failure)?;
+    Ok(Certified { id, request, certificate })
+}
+
+/// Makes a certified request a member, if its token is good; the answer lacks the co-signing key.
+pub(crate) fn admit(
+    tx: &Transaction<'_>,
+    ca: &Ca,
+    director: &Director,
+    certified: &Certified,
+    address: &str,
+    now_s: i64,
+) -> Result<EnrollResponse, Failure> {
+    let Certified { id, request, certificate } = certified;
+    let token = join::consume(tx, &request.secret, id, now_s)?;
+    let new = fleet::NewDevice {
+        id,
+        name: &request.name,
+        audit_key: &request.audit_key.to_ascii_lowercase(),
+        facts: &request.facts,
+        certificate,
+    };
+    fleet::insert(tx, &new, now_s)?;
+    deploy::assign_to_new(tx, id)?;
+    let detail = serde_json::json!({
+        "name": request.name, "join_token": token, "address": address,
+        "certificate_sha256": certificate.fingerprint,
+    });
+    let actor = format!("{id} (device)");
+    act::append(tx, &actor, "device.enroll", id, Outcome::Completed, detail)?;
+    director.ensure_root(tx, now_s)?;
+    // The first root: a device walks the chain from there to the newest by itself.
+    let registry_root = mirror::file(tx, "1.root.json")?.unwrap_or_default();
+    let director_root = director::root(tx, Some(1))?.unwrap_or_default();
+    Ok(EnrollResponse {
+        device_id: id.clone(),
+        certificate_pem: format!("{}{}", certificate.pem, ca.pem()),
+        ca_pem: ca.pem().to_owned(),
         registry_root: STANDARD.encode(registry_root),
         director_root: STANDARD.encode(director_root),
-        audit_cosign_key: hex::encode(app.cosigner.public()),
-    }))
+        audit_cosign_key: String::new(),
+    })
 }
 
 /// `POST /device/v1/renew`: a new certificate for a member.

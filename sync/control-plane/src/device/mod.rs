@@ -6,6 +6,7 @@ mod files;
 mod peer;
 
 pub(crate) use check_in::{Told, check, cosign, take_state};
+pub(crate) use enroll::{admit, certify};
 
 use std::sync::Arc;
 use std::time::Duration;
