@@ -14,6 +14,7 @@ mod listen;
 mod local;
 mod metrics;
 mod models;
+mod ollama;
 mod openai;
 mod reply;
 
@@ -108,6 +109,13 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/embeddings", post(embeddings::embed))
+        .route("/api/version", get(ollama::version))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
         .route("/fulmar/v1/status", get(local::status))
         .route("/fulmar/v1/ps", get(local::ps))
         .route("/fulmar/v1/sync", post(local::sync_now))

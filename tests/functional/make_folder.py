@@ -1,5 +1,5 @@
-"""make_folder.py FOLDER: a Hugging Face folder with a small Qwen3 of random weights and the default
-model's tokenizer."""
+"""make_folder.py FOLDER [MARKS]: a Hugging Face folder with a small Qwen3 of random weights and the
+default model's tokenizer; its chat template tells a family by these marks."""
 
 import json
 import pathlib
@@ -11,6 +11,7 @@ import numpy as np
 
 folder = pathlib.Path(sys.argv[1])
 folder.mkdir(parents=True)
+marks = "{# tools: " + sys.argv[2] + " #}" if len(sys.argv) > 2 else ""
 source = pathlib.Path(__file__).parents[2] / "packaging" / "demo-model"
 shutil.copy(source / "tokenizer.json", folder)
 tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
@@ -28,7 +29,7 @@ width, inner, heads, kv, dims, layers = 64, 128, 4, 2, 16, 2
 }))
 (folder / "tokenizer_config.json").write_text(json.dumps({
     "eos_token": ends[-1],
-    "chat_template": (source / "chat_template.jinja").read_text(encoding="utf-8"),
+    "chat_template": marks + (source / "chat_template.jinja").read_text(encoding="utf-8"),
 }))
 
 random = np.random.default_rng(3)

@@ -26,10 +26,10 @@ fn the_openai_package_chooses_which_tool_is_called() {
 }
 
 /// A Hugging Face folder with a random model that has the default model's vocabulary.
-fn folder(dir: &Path) -> PathBuf {
+fn folder(dir: &Path, marks: &[&str]) -> PathBuf {
     let folder = dir.join("tiny");
     let script = root().join("tests/functional/make_folder.py");
-    let made = Command::new(python()).args([&script, &folder]).output().unwrap();
+    let made = Command::new(python()).args([&script, &folder]).args(marks).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     folder
 }
@@ -37,7 +37,7 @@ fn folder(dir: &Path) -> PathBuf {
 #[test]
 fn a_hugging_face_folder_is_served_run_and_measured() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = folder(dir.path());
+    let folder = folder(dir.path(), &[]);
     let place = dir.path().join("device");
     let run = || {
         let place = ["--dir", text(&place), "--temperature", "0", "--max-tokens", "8"];
@@ -85,7 +85,7 @@ fn a_hugging_face_folder_is_served_run_and_measured() {
 #[test]
 fn a_draft_model_guesses_ahead_and_the_answers_stay_the_same() {
     let dir = tempfile::tempdir().unwrap();
-    let folder = folder(dir.path());
+    let folder = folder(dir.path(), &[]);
     let demo = root().join("packaging/demo-model/fulmar-demo.gguf");
     let ask = |device: &Device| {
         let question = |seed: u64| {
@@ -125,4 +125,24 @@ fn a_draft_model_guesses_ahead_and_the_answers_stay_the_same() {
     assert_eq!(ask(&lone), expected);
     let reason = ps(&lone)["draft_refused"].as_str().unwrap().to_owned();
     assert!(reason.contains("acme/gone:1"), "{reason}");
+}
+
+#[test]
+fn every_familys_reasoning_and_calls_are_taken_apart() {
+    for marks in ["<tool_call>", "<|python_tag|>", "<|tool_call|>", "<start_of_turn>"] {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Device::serving(&folder(dir.path(), &[marks]), &[]);
+        device.run_client_with("openai_families.py", &[("MARKS", marks)]);
+    }
+}
+
+#[test]
+fn the_ollama_package_talks_to_a_device() {
+    let device = Device::serving(&root().join("packaging/demo-model/fulmar-demo.gguf"), &[]);
+    device.run_client("ollama_client.py");
+    let log =
+        fulmar_ok(&["audit", "list", "--json", "--limit", "1000", "--dir", text(&device.dir())]);
+    for endpoint in ["/api/chat", "/api/generate", "/api/embed"] {
+        assert!(log.contains(endpoint), "{endpoint} is recorded");
+    }
 }

@@ -67,8 +67,17 @@ impl Device {
     /// # Panics
     /// When the client fails.
     pub fn run_client(&self, script: &str) {
+        self.run_client_with(script, &[]);
+    }
+
+    /// Runs a Python client with more variables in its environment.
+    ///
+    /// # Panics
+    /// When the client fails.
+    pub fn run_client_with(&self, script: &str, variables: &[(&str, &str)]) {
         let output = Command::new(python())
             .arg(root().join("tests/functional").join(script))
+            .envs(variables.iter().copied())
             .env("BASE_URL", &self.url)
             .env("API_KEY", &self.token)
             .env("MODEL", &self.model)

@@ -1,0 +1,225 @@
+//! Ollama's API, as far as it is served: the same way from request to answer as OpenAI's routes,
+//! with the same tokens, permits and audit entries.
+//!
+//! Deliberately absent: pulling, pushing, creating and deleting models over HTTP (what runs here is
+//! signed), images, and `keep_alive` (how long models stay is the device's to say).
+
+mod answer;
+mod request;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use fulmar_policy::Action;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::auth::Caller;
+use super::error::{ApiError, FieldNames};
+use super::{body, local};
+use crate::app::App;
+use crate::ask::{self, EmbedQuestion, Question};
+use crate::models::Installed;
+use answer::Shape;
+use request::{ChatRequest, EmbedRequest, GenerateRequest};
+
+/// An error in Ollama's shape: `{"error": "…"}`.
+#[derive(Debug)]
+pub(crate) struct OllamaError(ApiError);
+
+impl<E: Into<ApiError>> From<E> for OllamaError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for OllamaError {
+    fn into_response(self) -> Response {
+        let text = json!({ "error": self.0.body()["error"]["message"] });
+        // Status and headers stay: what to do about an error does not depend on its shape.
+        let (mut parts, _) = self.0.into_response().into_parts();
+        parts.headers.remove(axum::http::header::CONTENT_LENGTH);
+        (parts, Json(text)).into_response()
+    }
+}
+
+/// `/api/version`.
+pub(crate) async fn version(Caller(_): Caller) -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// `/api/tags`: the models that the caller may see.
+pub(crate) async fn tags(
+    State(app): State<Arc<App>>,
+    Caller(principal): Caller,
+) -> Result<Json<Value>, OllamaError> {
+    app.policy().decide(&principal, Action::ModelList, "-")?;
+    let models = app.models().installed().await?;
+    let seen: Vec<Value> = models
+        .iter()
+        .filter(|model| app.policy().decide(&principal, Action::ModelShow, &model.name).is_ok())
+        .map(|model| {
+            json!({
+                "name": model.name,
+                "model": model.name,
+                "modified_at": time(model.installed_at_s),
+                "size": model.size_bytes,
+                "digest": model.digest.trim_start_matches("sha256:"),
+                "details": details(model),
+            })
+        })
+        .collect();
+    Ok(Json(json!({ "models": seen })))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShowRequest {
+    model: String,
+    #[serde(default, rename = "verbose")]
+    _verbose: Option<bool>,
+}
+
+/// `/api/show`: one model.
+pub(crate) async fn show(
+    State(app): State<Arc<App>>,
+    Caller(principal): Caller,
+    body: Bytes,
+) -> Result<Json<Value>, OllamaError> {
+    let request: ShowRequest = body::fields(body::object(&body)?)?;
+    let name = app.models().resolve(&request.model).await?;
+    app.policy().decide(&principal, Action::ModelShow, &name)?;
+    let model = app.models().find(&name).await?;
+    let architecture = &model.architecture;
+    Ok(Json(json!({
+        "modified_at": time(model.installed_at_s),
+        "license": model.license,
+        "details": details(&model),
+        "model_info": {
+            "general.architecture": architecture,
+            "general.parameter_count": model.parameters,
+            (format!("{architecture}.context_length")): model.context_tokens,
+        },
+        "capabilities": ["completion", "tools", "embedding"],
+    })))
+}
+
+/// `/api/ps`: the models in memory.
+pub(crate) async fn ps(
+    State(app): State<Arc<App>>,
+    Caller(principal): Caller,
+) -> Result<Json<Value>, OllamaError> {
+    app.policy().decide(&principal, Action::ModelList, "-")?;
+    let now_s = app.state().clock().now_s();
+    let mut loaded = Vec::new();
+    for status in app.engine().status().models {
+        let Some((name, digest)) = status.info.name.split_once('@') else { continue };
+        if app.policy().decide(&principal, Action::ModelShow, name).is_err() {
+            continue;
+        }
+        let model = app.models().find(&status.info.name).await?;
+        let planned = status.info.planned;
+        let size = planned.weights_bytes + planned.kv_bytes + planned.scratch_bytes;
+        let expires_at = status.expires_in_ms.map(|ms| time(now_s + (ms / 1000).cast_signed()));
+        loaded.push(json!({
+            "name": name,
+            "model": name,
+            "size": size,
+            "size_vram": 0,
+            "digest": digest.trim_start_matches("sha256:"),
+            "details": details(&model),
+            "expires_at": expires_at,
+            "context_length": status.info.context_tokens,
+        }));
+    }
+    Ok(Json(json!({ "models": loaded })))
+}
+
+/// `/api/embed`: texts to vectors.
+pub(crate) async fn embed(
+    State(app): State<Arc<App>>,
+    Caller(principal): Caller,
+    body: Bytes,
+) -> Result<Json<Value>, OllamaError> {
+    let begun = std::time::Instant::now();
+    let request = EmbedRequest::parse(&body)?;
+    let (inputs, prompt) = request.inputs()?;
+    let permit = local::permit(&app, &principal, request.model()).await?;
+    let question = EmbedQuestion { endpoint: "/api/embed", inputs, prompt };
+    let names = FieldNames { prompt: "input", constraint: "input" };
+    let embedded =
+        ask::embed(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
+    Ok(Json(json!({
+        "model": embedded.model.name,
+        "embeddings": embedded.embeddings.vectors,
+        "total_duration": u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        "load_duration": 0,
+        "prompt_eval_count": embedded.embeddings.prompt_tokens,
+    })))
+}
+
+/// `/api/chat`: the next message of a conversation.
+pub(crate) async fn chat(
+    State(app): State<Arc<App>>,
+    Caller(principal): Caller,
+    body: Bytes,
+) -> Result<Response, OllamaError> {
+    let request = ChatRequest::parse(&body)?;
+    let permit = local::permit(&app, &principal, request.model()).await?;
+    if request.is_load() {
+        let model = app.loaded(permit.resource()).await?;
+        return Ok(answer::loaded(Shape::Chat, &model.name));
+    }
+    let question = Question {
+        endpoint: "/api/chat",
+        request: request.to_engine(app.config().engine.context_tokens_max)?,
+        prompt: request.prompt(),
+    };
+    let names = FieldNames { prompt: "messages", constraint: "format" };
+    let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
+    Ok(answer::send(answer, Shape::Chat, request.is_stream()).await?)
+}
+
+/// `/api/generate`: an answer to one prompt.
+pub(crate) async fn generate(
+    State(app): State<Arc<App>>,
+    Caller(principal): Caller,
+    body: Bytes,
+) -> Result<Response, OllamaError> {
+    let request = GenerateRequest::parse(&body)?;
+    let permit = local::permit(&app, &principal, request.model()).await?;
+    if request.is_load() {
+        let model = app.loaded(permit.resource()).await?;
+        return Ok(answer::loaded(Shape::Generate, &model.name));
+    }
+    let question = Question {
+        endpoint: "/api/generate",
+        request: request.to_engine(app.config().engine.context_tokens_max)?,
+        prompt: request.prompt(),
+    };
+    let names = FieldNames { prompt: "prompt", constraint: "format" };
+    let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
+    Ok(answer::send(answer, Shape::Generate, request.is_stream()).await?)
+}
+
+fn details(model: &Installed) -> Value {
+    let parameters = match model.parameters {
+        0..1_000_000_000 => format!("{:.1}M", model.parameters as f64 / 1e6),
+        more => format!("{:.1}B", more as f64 / 1e9),
+    };
+    json!({
+        "format": "gguf",
+        "family": model.architecture,
+        "families": [model.architecture],
+        "parameter_size": parameters,
+        "quantization_level": model.quantization,
+    })
+}
+
+/// Seconds since 1970 as RFC 3339.
+fn time(at_s: i64) -> String {
+    jiff::Timestamp::from_second(at_s).unwrap_or_default().to_string()
+}

@@ -1,0 +1,359 @@
+//! The fields of Ollama's requests, checked.
+//!
+//! A field that would change the answer and is not served is refused by its name; options that only
+//! say how to compute (`num_thread`, `num_gpu`, …) are accepted and unused.
+
+use fulmar_inference::chat::ToolOffer;
+use fulmar_inference::engine::{Constraint, Prompt, Request, Sampling};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::body;
+use super::super::error::ApiError;
+
+/// Ollama's sampling where a request says nothing.
+const DEFAULT: Sampling = Sampling {
+    temperature: 0.8,
+    top_k: 40,
+    top_p: 0.9,
+    min_p: 0.0,
+    repeat_penalty: 1.1,
+    repeat_last_n: 64,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    logit_bias: Vec::new(),
+    seed: None,
+};
+
+fn refused(field: &str, reason: impl Into<String>) -> ApiError {
+    ApiError::invalid(Some(field), reason)
+}
+
+/// The `options` of a request.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    repeat_last_n: Option<u32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<i64>,
+    stop: Option<Vec<String>>,
+    num_predict: Option<i64>,
+    num_ctx: Option<usize>,
+    num_thread: Option<Value>,
+    num_batch: Option<Value>,
+    num_gpu: Option<Value>,
+    main_gpu: Option<Value>,
+    use_mmap: Option<Value>,
+    use_mlock: Option<Value>,
+    low_vram: Option<Value>,
+    numa: Option<Value>,
+}
+
+impl Options {
+    fn apply(&self, request: &mut Request, context_tokens_max: usize) -> Result<(), ApiError> {
+        let range = |field: &str, value: Option<f32>, low: f32, high: f32, default: f32| {
+            let value = value.unwrap_or(default);
+            let reason = || format!("options.{field} is {value}; expected {low} to {high}");
+            let fits = (low..=high).contains(&value);
+            fits.then_some(value).ok_or_else(|| refused(&format!("options.{field}"), reason()))
+        };
+        if let Some(found) = self.num_ctx.filter(|n| *n > context_tokens_max) {
+            return Err(refused(
+                "options.num_ctx",
+                format!(
+                    "options.num_ctx is {found}; this device's engine.context_tokens_max is \
+                     {context_tokens_max}"
+                ),
+            ));
+        }
+        request.sampling = Sampling {
+            temperature: range("temperature", self.temperature, 0.0, 5.0, DEFAULT.temperature)?,
+            top_k: self.top_k.unwrap_or(DEFAULT.top_k),
+            top_p: range("top_p", self.top_p, 0.0, 1.0, DEFAULT.top_p)?,
+            min_p: range("min_p", self.min_p, 0.0, 1.0, 0.0)?,
+            repeat_penalty: range("repeat_penalty", self.repeat_penalty, 0.01, 10.0, 1.1)?,
+            repeat_last_n: self.repeat_last_n.unwrap_or(DEFAULT.repeat_last_n),
+            presence_penalty: range("presence_penalty", self.presence_penalty, -2.0, 2.0, 0.0)?,
+            frequency_penalty: range("frequency_penalty", self.frequency_penalty, -2.0, 2.0, 0.0)?,
+            seed: self.seed.map(i64::cast_unsigned),
+            ..DEFAULT
+        };
+        request.stop = self.stop.clone().unwrap_or_default();
+        request.max_tokens = match self.num_predict {
+            // Until the model ends, or the context is full.
+            None | Some(-1 | -2) => None,
+            Some(n) => Some(u32::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| {
+                let reason = format!("options.num_predict is {n}; expected 1 or more, or -1");
+                refused("options.num_predict", reason)
+            })?),
+        };
+        Ok(())
+    }
+}
+
+/// What chat and generate have in common.
+#[derive(Debug, Clone)]
+struct Common {
+    stream: Option<bool>,
+    format: Option<Value>,
+    options: Option<Options>,
+    think: Option<Value>,
+    keep_alive: Option<Value>,
+}
+
+impl Common {
+    fn check(&self) -> Result<(), ApiError> {
+        if let Some(asked) = &self.keep_alive {
+            return Err(refused(
+                "keep_alive",
+                format!(
+                    "keep_alive is {asked}; how long models stay loaded is the device's \
+                     engine.keep_alive_s: leave the field out"
+                ),
+            ));
+        }
+        if self.think.as_ref().is_some_and(|think| !think.is_boolean()) {
+            return Err(refused("think", "think is no boolean; levels are not served"));
+        }
+        Ok(())
+    }
+
+    fn constraint(&self) -> Option<Constraint> {
+        match &self.format {
+            None | Some(Value::Null) => None,
+            Some(Value::String(word)) if word.is_empty() => None,
+            Some(Value::String(word)) if word == "json" => Some(Constraint::Json),
+            Some(schema) => Some(Constraint::JsonSchema(schema.clone())),
+        }
+    }
+
+    fn template_kwargs(&self) -> Value {
+        self.think.as_ref().map_or(Value::Null, |think| json!({ "enable_thinking": think }))
+    }
+
+    fn request(&self, prompt: Prompt, context_tokens_max: usize) -> Result<Request, ApiError> {
+        let mut request = Request { prompt, constraint: self.constraint(), ..Request::default() };
+        let options = self.options.clone().unwrap_or_default();
+        options.apply(&mut request, context_tokens_max)?;
+        Ok(request)
+    }
+}
+
+/// A request to `/api/chat`.
+#[derive(Debug, Clone)]
+pub(super) struct ChatRequest {
+    common: Common,
+    own: Chat,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Chat {
+    model: String,
+    #[serde(default)]
+    messages: Vec<Value>,
+    #[serde(default)]
+    tools: Vec<Value>,
+}
+
+/// Takes the fields that chat and generate share out of a request's object.
+fn common(object: &mut serde_json::Map<String, Value>) -> Result<Common, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    #[derive(Default)]
+    struct Fields {
+        stream: Option<bool>,
+        format: Option<Value>,
+        options: Option<Options>,
+        think: Option<Value>,
+        keep_alive: Option<Value>,
+    }
+    let names = ["stream", "format", "options", "think", "keep_alive"];
+    let fields: Fields =
+        body::fields(names.iter().filter_map(|name| object.remove_entry(*name)).collect())?;
+    let Fields { stream, format, options, think, keep_alive } = fields;
+    let common = Common { stream, format, options, think, keep_alive };
+    common.check()?;
+    Ok(common)
+}
+
+impl ChatRequest {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let mut object = body::object(bytes)?;
+        let common = common(&mut object)?;
+        let own: Chat = body::fields(object)?;
+        let has_images =
+            |message: &Value| message["images"].as_array().is_some_and(|i| !i.is_empty());
+        if own.messages.iter().any(has_images) {
+            return Err(refused("messages", "a message has images; models here read text"));
+        }
+        Ok(Self { common, own })
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.own.model
+    }
+
+    /// Without messages, the model is loaded and nothing is asked.
+    pub(super) fn is_load(&self) -> bool {
+        self.own.messages.is_empty()
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.common.stream != Some(false)
+    }
+
+    pub(super) fn prompt(&self) -> Value {
+        json!({ "messages": self.own.messages, "tools": self.own.tools })
+    }
+
+    pub(super) fn to_engine(&self, context_tokens_max: usize) -> Result<Request, ApiError> {
+        let tools = self.own.tools.clone();
+        let prompt = Prompt::Chat {
+            messages: self.own.messages.clone(),
+            tools: (!tools.is_empty()).then(|| ToolOffer::auto(Value::Array(tools))),
+            template_kwargs: self.common.template_kwargs(),
+        };
+        self.common.request(prompt, context_tokens_max)
+    }
+}
+
+/// A request to `/api/generate`.
+#[derive(Debug, Clone)]
+pub(super) struct GenerateRequest {
+    common: Common,
+    own: Generate,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Generate {
+    model: String,
+    #[serde(default)]
+    prompt: String,
+    #[serde(default)]
+    system: String,
+    #[serde(default)]
+    raw: bool,
+    #[serde(default)]
+    suffix: String,
+    #[serde(default)]
+    template: String,
+    #[serde(default)]
+    context: Option<Value>,
+    #[serde(default)]
+    images: Option<Vec<Value>>,
+}
+
+impl GenerateRequest {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let mut object = body::object(bytes)?;
+        let common = common(&mut object)?;
+        let own: Generate = body::fields(object)?;
+        let unserved = [
+            ("suffix", !own.suffix.is_empty(), "text is only added at the end"),
+            ("template", !own.template.is_empty(), "the model's own template is used"),
+            ("context", own.context.is_some(), "send the conversation to /api/chat"),
+            ("images", own.images.is_some_and(|i| !i.is_empty()), "models here read text"),
+        ];
+        if let Some((field, _, why)) = unserved.iter().find(|(_, is_set, _)| *is_set) {
+            return Err(refused(field, format!("{field} is set; {why}")));
+        }
+        let own = Generate { images: None, ..own };
+        Ok(Self { common, own })
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.own.model
+    }
+
+    /// Without a prompt, the model is loaded and nothing is asked.
+    pub(super) fn is_load(&self) -> bool {
+        self.own.prompt.is_empty()
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.common.stream != Some(false)
+    }
+
+    pub(super) fn prompt(&self) -> Value {
+        json!({ "system": self.own.system, "prompt": self.own.prompt })
+    }
+
+    pub(super) fn to_engine(&self, context_tokens_max: usize) -> Result<Request, ApiError> {
+        let prompt = if self.own.raw {
+            Prompt::Text(self.own.prompt.clone())
+        } else {
+            let mut messages = Vec::new();
+            if !self.own.system.is_empty() {
+                messages.push(json!({ "role": "system", "content": self.own.system }));
+            }
+            messages.push(json!({ "role": "user", "content": self.own.prompt }));
+            let template_kwargs = self.common.template_kwargs();
+            Prompt::Chat { messages, tools: None, template_kwargs }
+        };
+        self.common.request(prompt, context_tokens_max)
+    }
+}
+
+/// A request to `/api/embed`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EmbedRequest {
+    model: String,
+    input: Input,
+    #[serde(default)]
+    truncate: Option<bool>,
+    #[serde(default)]
+    dimensions: Option<u32>,
+    #[serde(default)]
+    keep_alive: Option<Value>,
+    #[serde(default, rename = "options")]
+    _options: Option<Options>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+enum Input {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl EmbedRequest {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let request: Self = body::fields(body::object(bytes)?)?;
+        for (field, is_set) in [
+            ("truncate", request.truncate == Some(true)),
+            ("dimensions", request.dimensions.is_some()),
+            ("keep_alive", request.keep_alive.is_some()),
+        ] {
+            if is_set {
+                return Err(refused(field, format!("{field} is set and is not served")));
+            }
+        }
+        Ok(request)
+    }
+
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The prompts, and what the audit log's digest covers.
+    pub(super) fn inputs(&self) -> Result<(Vec<Prompt>, Value), ApiError> {
+        let texts = match &self.input {
+            Input::One(text) => std::slice::from_ref(text),
+            Input::Many(texts) => texts.as_slice(),
+        };
+        if texts.is_empty() || texts.iter().any(String::is_empty) {
+            return Err(refused("input", "input is empty or has an empty text"));
+        }
+        let prompts = texts.iter().map(|text| Prompt::Text(text.clone())).collect();
+        Ok((prompts, json!({ "input": texts })))
+    }
+}
