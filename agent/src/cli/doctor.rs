@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use fulmar_policy::audit;
+use fulmar_registry::Blobs;
 use fulmar_registry::catalog::{self, Filter, Slot};
 use fulmar_registry::trust;
 
@@ -57,6 +58,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
         memory(&config),
         agent(place),
     ];
+    checks.push(disk(&state, &config));
     checks.extend(trust(&state));
     checks.extend(models(&state));
     if args.json {
@@ -103,6 +105,22 @@ fn audit_log(state: &State) -> Check {
         },
     );
     check("audit log", outcome)
+}
+
+/// What models take, and what may still come.
+fn disk(state: &State, config: &Config) -> Check {
+    let blobs = Blobs::open(&state.registry_dir(), config.registry.blobs_bytes_max);
+    let said =
+        blobs.and_then(|blobs| blobs.usage()).map_err(|error| error.to_string()).map(|usage| {
+            format!(
+                "{} of models, {} unfinished, {} of regrouped copies; {} may still come",
+                output::size(usage.used_bytes),
+                output::size(usage.incoming_bytes),
+                output::size(usage.copies_bytes),
+                output::size(usage.free_bytes),
+            )
+        });
+    check("disk", said)
 }
 
 /// fulmar's own age is a floor for any clock that is right: 2026-01-01.

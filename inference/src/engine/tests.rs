@@ -3,6 +3,8 @@
 mod calls;
 mod failures;
 mod fairness;
+#[cfg(target_os = "linux")]
+mod idle;
 mod texts;
 mod whole;
 

@@ -95,7 +95,7 @@ fn an_idle_team_uses_no_processor() {
 #[test]
 fn parts_are_whole_where_all_waiting_is_by_sleeping() {
     let team = Team::new(4, Pinning::None);
-    for _ in 0..200 {
+    for _ in 0..50 {
         // As if somebody else had just taken a core.
         team.shared.crowded.store(CROWDED_WAITS, Ordering::SeqCst);
         let count = AtomicUsize::new(0);
