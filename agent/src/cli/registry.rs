@@ -5,6 +5,7 @@
 //! machine if need be. What has its threshold of signatures is published.
 
 mod keys;
+mod offline;
 mod policy;
 mod release;
 
@@ -47,6 +48,12 @@ enum Command {
     Renew(RenewArgs),
     /// Add signatures to what is staged, and publish what has enough of them.
     Sign(SignArgs),
+    /// Write what is staged to a file, for people on other machines to sign.
+    Request(offline::RequestArgs),
+    /// Sign such a file, without the registry: it says what it is about, and only adds signatures.
+    SignRequest(offline::SignRequestArgs),
+    /// Take signatures out of files that came back, and publish what has enough of them.
+    Merge(offline::MergeArgs),
     /// Show roles, keys, expiry and what lacks signatures.
     Status(StatusArgs),
 }
@@ -166,6 +173,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Policy(args) => policy::run(&args)?,
         Command::Renew(args) => renew(&args)?,
         Command::Sign(args) => sign(&args)?,
+        Command::Request(args) => offline::request(&args)?,
+        Command::SignRequest(args) => offline::sign_request(&args)?,
+        Command::Merge(args) => offline::merge(&args)?,
         Command::Status(args) => status(&args.registry)?,
     }
     Ok(ExitCode::SUCCESS)

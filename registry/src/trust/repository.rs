@@ -14,6 +14,7 @@
 mod edit;
 mod files;
 mod policy;
+mod request;
 mod sign;
 mod status;
 
@@ -35,6 +36,7 @@ use super::trusted::{Repo, Trusted};
 use files::Files;
 
 pub use edit::{Delegation, Published};
+pub use request::{AskedFor, SigningRequest};
 pub use status::{Missing, Progress, RoleStatus};
 
 /// Field of a role's signed part: for how many days a new version of it holds.
@@ -108,6 +110,12 @@ pub enum RepositoryError {
     /// A policy that no device would follow.
     #[error("publish the policy: {0}")]
     Policy(#[from] fulmar_policy::PolicyError),
+    /// A file of things to sign is of no use.
+    #[error("read the signing request: {reason}")]
+    Request {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A key would not sign.
     #[error("sign {role}")]
     Sign {

@@ -68,7 +68,7 @@ impl Files {
         }
     }
 
-    fn newest_version(&self, role: &str) -> Result<Option<u64>, RepositoryError> {
+    pub(super) fn newest_version(&self, role: &str) -> Result<Option<u64>, RepositoryError> {
         let path = self.metadata();
         let read = |source| RepositoryError::Read { path: path.clone(), source };
         let ending = format!(".{}.json", encoded(role));

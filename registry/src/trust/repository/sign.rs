@@ -24,6 +24,7 @@ impl Repository {
     /// [`RepositoryError`]; what was published until then stays published.
     pub fn sign(&self, keys: &[&dyn SigningKey], now_s: i64) -> Result<Progress, RepositoryError> {
         let _lock = self.files.lock()?;
+        self.drop_stale()?;
         let mut progress = Progress::default();
         self.sign_root(keys, &mut progress)?;
         // A role's delegations become visible when it is published, so those below may follow.
@@ -166,7 +167,12 @@ impl Repository {
         signed: &Loaded<B>,
         progress: &mut Progress,
     ) -> Result<(), RepositoryError> {
-        files::write(&self.files.published(role, signed.version()), &signed.bytes)?;
+        let path = self.files.published(role, signed.version());
+        if role != TIMESTAMP && path.exists() {
+            let reason = format!("version {} is published already", signed.version());
+            return Err(RepositoryError::Change { role: role.to_owned(), reason });
+        }
+        files::write(&path, &signed.bytes)?;
         files::remove(&self.files.staged(role))?;
         progress.published.push((role.to_owned(), signed.version()));
         Ok(())

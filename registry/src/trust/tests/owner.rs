@@ -148,3 +148,63 @@ fn a_new_root_is_published_only_with_what_holds_under_it() {
     assert_eq!(progress.missing, []);
     owner.repository.trusted(NOW).unwrap();
 }
+
+#[test]
+fn people_on_other_machines_sign_one_file_each_and_what_came_back_is_merged() {
+    use crate::trust::repository::SigningRequest;
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b, c) = (key(), key(), key());
+    let plan = Plan::with_keys(&[&a, &b, &c].map(|key| key.public().clone()), 2);
+    let repository = Repository::init(dir.path(), &plan, NOW).unwrap();
+    let away = |signer: &Ed25519Key| {
+        let bytes = repository.request().unwrap().to_bytes().unwrap();
+        let mut request = SigningRequest::read(&bytes).unwrap();
+        assert_eq!(request.sign(&[signer]).unwrap(), ["root", "targets"]);
+        assert!(request.sign(&[signer, &key()]).unwrap().is_empty(), "once, and no stranger");
+        request
+    };
+    // Both sign copies of the same file, neither sees the other's signature.
+    let (by_b, by_c) = (away(&b), away(&c));
+    assert_eq!(by_b.asked_for()[0].signed_by, [b.key_id()]);
+    assert_eq!(repository.merge(&by_b, NOW).unwrap().published, []);
+    let published = repository.merge(&by_c, NOW).unwrap().published;
+    assert_eq!(published, [("root".to_owned(), 1), ("targets".to_owned(), 1)]);
+    repository.sign(&[&a], NOW).unwrap();
+    let root = repository.first_root().unwrap();
+
+    // A signature over something else is refused, as is one over what changed since.
+    repository.publish_target(PATH, b"one", None, None, NOW).unwrap();
+    let mut request = repository.request().unwrap();
+    request.sign(&[&b]).unwrap();
+    let text = String::from_utf8(request.to_bytes().unwrap()).unwrap();
+    let forged = text.replacen("\"sig\": \"", "\"sig\": \"00", 1);
+    let refused = repository.merge(&SigningRequest::read(forged.as_bytes()).unwrap(), NOW);
+    assert!(refused.unwrap_err().to_string().contains("is not over this"));
+    repository.publish_target(PATH, b"two", None, None, NOW).unwrap();
+    let refused = repository.merge(&request, NOW).unwrap_err();
+    assert!(refused.to_string().contains("has changed since"), "{refused}");
+    repository.sign(&[&a, &b], NOW).unwrap();
+    assert!(repository.trusted(NOW).unwrap().target(PATH).is_some());
+    assert_eq!(repository.first_root().unwrap(), root);
+}
+
+#[test]
+fn a_folder_that_is_copied_back_over_a_published_one_changes_no_published_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b, c) = (key(), key(), key());
+    let plan = Plan::with_keys(&[&a, &b, &c].map(|key| key.public().clone()), 2);
+    let repository = Repository::init(dir.path(), &plan, NOW).unwrap();
+    repository.sign(&[&a], NOW).unwrap();
+    let staged = ["root", "targets"].map(|role| {
+        let path = dir.path().join(format!("staged/{role}.json"));
+        (std::fs::read(&path).unwrap(), path)
+    });
+    repository.sign(&[&b], NOW).unwrap();
+    let root = repository.first_root().unwrap();
+    for (bytes, path) in &staged {
+        std::fs::write(path, bytes).unwrap();
+    }
+    let progress = repository.sign(&[&c], NOW).unwrap();
+    assert_eq!((progress.published.len(), progress.missing.len()), (0, 0), "{progress:?}");
+    assert_eq!(repository.first_root().unwrap(), root);
+}
