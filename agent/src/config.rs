@@ -37,11 +37,33 @@ pub(crate) struct Config {
 pub(crate) struct RegistryConfig {
     /// Bytes that all models together may hold on disk.
     pub(crate) blobs_bytes_max: u64,
+    /// PEM files of public keys whose signatures over imported models count (OpenSSF model
+    /// signing).
+    pub(crate) signing_keys: Vec<PathBuf>,
+    /// PEM files of certificates that signers' chains may end in.
+    pub(crate) signing_roots: Vec<PathBuf>,
+    /// Whether a model may be imported that no trusted signer has signed.
+    pub(crate) unsigned_imports: UnsignedImports,
+}
+
+/// What becomes of an import without a publisher's signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum UnsignedImports {
+    /// It goes on, and is told so.
+    Allowed,
+    /// It is refused.
+    Refused,
 }
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self { blobs_bytes_max: 64 << 30 }
+        Self {
+            blobs_bytes_max: 64 << 30,
+            signing_keys: Vec::new(),
+            signing_roots: Vec::new(),
+            unsigned_imports: UnsignedImports::Allowed,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::folder::{self, ModelFile};
+use crate::signing::{self, Rules, Signing};
 use crate::state::State;
 use crate::{models, state};
 
@@ -38,7 +39,9 @@ pub(crate) async fn serve_file(app: &Arc<App>, file: &Path) -> anyhow::Result<St
         .context("import the file")?
         .with_context(|| format!("import {}", file.display()))?;
     let name = imported.signed.name().to_string();
-    install_active(app.state(), app.models().registry(), &permit, imported).await?;
+    let rules = Rules::of(&app.config().registry)?;
+    let signing = signing::check_imported(file, &imported, &rules, app.state().clock().now_s())?;
+    install_active(app.state(), app.models().registry(), &permit, imported, &signing).await?;
     Ok(name)
 }
 
@@ -51,7 +54,9 @@ pub(crate) async fn install_active(
     registry: &Registry,
     permit: &Permit,
     imported: Imported,
+    signing: &Signing,
 ) -> anyhow::Result<()> {
+    let signing = json!(signing);
     let at_s = state.clock().now_s();
     let registry = registry.clone();
     let actor = permit.principal().audit_name();
@@ -75,6 +80,7 @@ pub(crate) async fn install_active(
                         "digest": digest.to_string(),
                         "authority": signed.authority(),
                         "activated": true,
+                        "publisher": signing,
                     }),
                 };
                 state::record(tx, &event)?;

@@ -18,6 +18,7 @@ mod models;
 #[cfg(all(feature = "control-plane", feature = "demo-model"))]
 mod quickstart;
 mod serve;
+mod signing;
 mod standing;
 mod state;
 mod systemd;

@@ -19,11 +19,12 @@ use crate::manifest::{
 use crate::{CatalogError, ModelName, OwnerError, Registry, Signed, catalog};
 
 pub mod hugging_face;
+pub mod model_signing;
 pub mod oci;
 pub mod ollama;
 mod remote;
 
-pub use remote::{Network, Remote, RemoteError, RemoteFile, Resolved, complete};
+pub use remote::{FoundBundle, Network, Remote, RemoteError, RemoteFile, Resolved, complete};
 
 /// Media type of a GGUF file.
 pub const GGUF_MEDIA_TYPE: &str = "application/vnd.fulmar.gguf";

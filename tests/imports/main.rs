@@ -5,3 +5,4 @@
 mod hub;
 mod oci;
 mod servers;
+mod signing;

@@ -19,6 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{Place, output};
+use crate::signing::{self, Rules, Signing};
 use crate::state::{self, State};
 use crate::{import as local, models};
 
@@ -38,6 +39,9 @@ pub(crate) struct Args {
     /// places. FULMAR_REGISTRY_USER and FULMAR_REGISTRY_PASSWORD go before it.
     #[arg(long, value_name = "FILE")]
     auth_file: Option<PathBuf>,
+    /// Import although the publisher's signature cannot be verified; that is recorded.
+    #[arg(long)]
+    ignore_signature: bool,
     /// Bytes per second at most; 0: as fast as it goes.
     #[arg(long, default_value_t = 0)]
     bytes_per_s_max: u64,
@@ -63,15 +67,21 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
         record_refusal(&state, &permit, &args.model, &refused.to_string())?;
         return Err(refused.into());
     }
+    let mut rules = Rules::of(&config.registry)?;
+    if args.ignore_signature {
+        rules = rules.ignoring()?;
+    }
+    let now_s = state.clock().now_s();
     let imported = super::runtime()?.block_on(async {
-        let imported = bring_in(&registry, args).await?;
+        let (imported, signing) = bring_in(&registry, args, &rules, now_s).await?;
         let told = json!({
+            "publisher": signing,
             "name": imported.signed.name(),
             "digest": imported.signed.digest(),
             "bytes": imported.signed.manifest().size_bytes(),
             "source": imported.signed.manifest().source,
         });
-        local::install_active(&state, &registry, &permit, imported).await?;
+        local::install_active(&state, &registry, &permit, imported, &signing).await?;
         Ok::<_, anyhow::Error>(told)
     })?;
     state.sign_audit_log_blocking()?;
@@ -80,46 +90,66 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         let name = imported["name"].as_str().unwrap_or_default();
         println!("{name} is active, signed by this device's local owner");
+        println!(
+            "publisher's signature: {}",
+            imported["publisher"]["words"].as_str().unwrap_or("-")
+        );
         println!("try it: fulmar run {name} \"Hello\"");
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Fetches, reads and signs.
-async fn bring_in(registry: &Registry, args: &Args) -> anyhow::Result<Imported> {
+async fn bring_in(
+    registry: &Registry,
+    args: &Args,
+    rules: &Rules,
+    now_s: i64,
+) -> anyhow::Result<(Imported, Signing)> {
+    // Before a byte of the weights is fetched: their digest is known.
+    let check = |resolved: &Resolved| {
+        let weights = resolved.weights().context("find the weights among the model's files")?;
+        signing::check(resolved.bundle.as_ref(), &weights.digest, rules, now_s)
+    };
     let pace = Pace::new(args.bytes_per_s_max);
     let named = args.name.as_deref().map(str::parse::<ModelName>).transpose()?;
-    let (resolved, hold) = if hugging_face::Reference::is_one(&args.model) {
+    let (resolved, hold, signing) = if hugging_face::Reference::is_one(&args.model) {
         let reference = hugging_face::Reference::parse(&args.model)?;
         let mut hub = Hub::from_environment();
         if args.offline {
             hub.network = Network::Forbidden;
         }
         let resolved = hugging_face::resolve(&hub, &reference).await?;
+        let signing = check(&resolved)?;
         let remote = hub.remote()?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
-        (resolved, hold)
+        (resolved, hold, signing)
     } else if oci::Reference::is_one(&args.model) {
         let reference = oci::Reference::parse(&args.model)?;
         let network = if args.offline { Network::Forbidden } else { Network::Allowed };
         let credentials = credentials(args, &reference)?;
         let (remote, resolved) = oci::resolve(network, credentials, &reference).await?;
+        let signing = check(&resolved)?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
-        (resolved, hold)
+        (resolved, hold, signing)
     } else if let Some(name) = args.model.strip_prefix("ollama://") {
         let dir = args.ollama_dir.clone().or_else(ollama::default_dir);
         let dir = dir.context("find an Ollama store; name it with --ollama-dir")?;
         let resolved = ollama::resolve(&dir, name)?;
+        let signing = check(&resolved)?;
         let (registry, files) = (registry.clone(), resolved.clone());
         let copy = move || ollama::copy_all(&registry, &files);
-        (resolved, tokio::task::spawn_blocking(copy).await??)
+        (resolved, tokio::task::spawn_blocking(copy).await??, signing)
     } else {
-        return file(registry, Path::new(&args.model), named).await;
+        let path = Path::new(&args.model);
+        let imported = file(registry, path, named).await?;
+        let signing = signing::check_imported(path, &imported, rules, now_s)?;
+        return Ok((imported, signing));
     };
     let name = named.unwrap_or_else(|| resolved.name.clone());
-    sign(registry.clone(), resolved, name, hold).await
+    Ok((sign(registry.clone(), resolved, name, hold).await?, signing))
 }
 
 /// Who asks a registry: the environment says, else a file of credentials.

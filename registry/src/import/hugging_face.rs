@@ -6,7 +6,10 @@
 use serde::Deserialize;
 
 use super::GGUF_MEDIA_TYPE;
-use super::remote::{Network, Remote, RemoteError, RemoteFile, Resolved, name_part};
+use super::model_signing::BUNDLE_BYTES_MAX;
+use super::remote::{
+    FoundBundle, Network, Remote, RemoteError, RemoteFile, Resolved, accepted, name_part,
+};
 use crate::manifest::FileRole;
 use crate::{Digest, ModelName};
 
@@ -179,6 +182,7 @@ pub async fn resolve(hub: &Hub, reference: &Reference) -> Result<Resolved, Remot
     let url =
         format!("{}/{repository}/resolve/{}/{}", hub.endpoint, info.sha, encoded(&entry.path));
     let file_name = entry.path.rsplit('/').next().unwrap_or(&entry.path).to_owned();
+    let bundle = bundle(hub, &remote, &entries, &entry.path, &repository, &info.sha).await?;
     let tag = tag_of(&quantization);
     let name = ModelName::new(
         &name_part(&reference.organisation),
@@ -198,7 +202,29 @@ pub async fn resolve(hub: &Hub, reference: &Reference) -> Result<Resolved, Remot
             digest,
             urls: vec![url],
         }],
+        bundle,
     })
+}
+
+/// The publisher's signature: of this file, or of the whole repository.
+async fn bundle(
+    hub: &Hub,
+    remote: &Remote,
+    entries: &[Entry],
+    path: &str,
+    repository: &str,
+    commit: &str,
+) -> Result<Option<FoundBundle>, RemoteError> {
+    let beside = format!("{path}.sig");
+    let is_there = |wanted: &str| entries.iter().any(|e| e.kind == "file" && e.path == wanted);
+    let Some(found) = [beside.as_str(), "model.sig"].into_iter().find(|path| is_there(path)) else {
+        return Ok(None);
+    };
+    let url = format!("{}/{repository}/resolve/{commit}/{}", hub.endpoint, encoded(found));
+    let answer = accepted(&url, remote.ask(&url, &[]).await?)?;
+    let bytes = Remote::body(answer, BUNDLE_BYTES_MAX).await?;
+    let from = format!("{}/{repository}@{commit}/{found}", hub.endpoint);
+    Ok(Some(FoundBundle { bytes, from, weights_path: path.to_owned() }))
 }
 
 fn license(info: &Info) -> String {

@@ -247,7 +247,7 @@ pub async fn resolve(
         .collect();
     let name = name(&reference.repository, &reference.tag)
         .ok_or(RemoteError::Reference { found: source.clone(), expected: EXPECTED })?;
-    Ok((remote, Resolved { source, name, license: manifest.license(), files }))
+    Ok((remote, Resolved { source, name, license: manifest.license(), files, bundle: None }))
 }
 
 /// `library/tiny:v1` of a repository's path and a tag.

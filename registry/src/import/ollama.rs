@@ -72,7 +72,7 @@ pub fn resolve(dir: &Path, reference: &str) -> Result<Resolved, RemoteError> {
         })
         .collect();
     let name = name(&format!("{namespace}/{model}"), tag).ok_or_else(refuse)?;
-    Ok(Resolved { source, name, license: String::new(), files })
+    Ok(Resolved { source, name, license: String::new(), files, bundle: None })
 }
 
 /// Copies all files of a model found by [`resolve`] into the registry's store. Blocks.

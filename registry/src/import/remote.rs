@@ -132,6 +132,19 @@ pub struct Resolved {
     pub license: String,
     /// Its files, exactly one of them weights.
     pub files: Vec<RemoteFile>,
+    /// The publisher's signature, where one lies beside it.
+    pub bundle: Option<FoundBundle>,
+}
+
+/// A publisher's signature as it was found, not verified yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundBundle {
+    /// As it came.
+    pub bytes: Vec<u8>,
+    /// Where it was found, for messages.
+    pub from: String,
+    /// What the publisher calls the weights: their path in what was signed.
+    pub weights_path: String,
 }
 
 impl Resolved {

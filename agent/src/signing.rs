@@ -1,0 +1,136 @@
+//! Publishers' signatures over imported models, held against what this device's owner trusts.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use fulmar_registry::Digest;
+use fulmar_registry::import::model_signing::{self, BUNDLE_BYTES_MAX, TrustedSigners};
+use fulmar_registry::import::{FoundBundle, Imported};
+use serde::Serialize;
+
+use crate::config::{RegistryConfig, UnsignedImports};
+
+/// What a bundle is held against.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    signers: TrustedSigners,
+    unsigned: UnsignedImports,
+    bundles: Bundles,
+}
+
+/// What becomes of a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bundles {
+    /// It verifies, or the import is refused.
+    Verify,
+    /// A person has said that it does not count.
+    Ignore,
+}
+
+/// How a model stands with its publisher.
+#[derive(Debug, Serialize)]
+#[serde(tag = "signature", rename_all = "snake_case")]
+pub(crate) enum Signing {
+    /// A trusted signer has signed these weights.
+    Verified {
+        /// Who.
+        signer: String,
+        /// For people.
+        words: String,
+    },
+    /// There is no signature.
+    Absent {
+        /// For people.
+        words: String,
+    },
+    /// There is one, and a person has said that it does not count.
+    Ignored {
+        /// Where it lies.
+        from: String,
+        /// For people.
+        words: String,
+    },
+}
+
+impl Rules {
+    /// As configured.
+    ///
+    /// # Errors
+    /// When a file of keys or certificates cannot be used.
+    pub(crate) fn of(config: &RegistryConfig) -> anyhow::Result<Self> {
+        let signers = TrustedSigners::read(&config.signing_keys, &config.signing_roots)?;
+        Ok(Self { signers, unsigned: config.unsigned_imports, bundles: Bundles::Verify })
+    }
+
+    /// The same, for a person who wants a bundle not to count.
+    ///
+    /// # Errors
+    /// When the owner refuses unsigned imports.
+    pub(crate) fn ignoring(self) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            self.unsigned == UnsignedImports::Allowed,
+            "ignore a signature: registry.unsigned_imports is \"refused\" on this device"
+        );
+        Ok(Self { bundles: Bundles::Ignore, ..self })
+    }
+}
+
+/// Holds weights with that digest against the bundle that was found with them.
+///
+/// # Errors
+/// When the bundle does not verify, or there is none and unsigned imports are refused.
+pub(crate) fn check(
+    bundle: Option<&FoundBundle>,
+    weights: &Digest,
+    rules: &Rules,
+    now_s: i64,
+) -> anyhow::Result<Signing> {
+    let Some(bundle) = bundle else {
+        anyhow::ensure!(
+            rules.unsigned == UnsignedImports::Allowed,
+            "import: the publisher has not signed it (neither model.sig nor a .sig beside the \
+             weights), and registry.unsigned_imports is \"refused\" on this device"
+        );
+        return Ok(Signing::Absent { words: "none was found".to_owned() });
+    };
+    let from = bundle.from.clone();
+    if rules.bundles == Bundles::Ignore {
+        return Ok(Signing::Ignored { words: format!("{from} was ignored"), from });
+    }
+    let signed = model_signing::verify(&bundle.bytes, &rules.signers, now_s)
+        .and_then(|signed| signed.check(&bundle.weights_path, weights).map(|()| signed))
+        .with_context(|| format!("import with {from}"))?;
+    let signer = signed.signer().to_owned();
+    Ok(Signing::Verified { words: format!("verified, by {signer}"), signer })
+}
+
+/// [`check`] for a file with `FILE.sig` or `model.sig` beside it.
+///
+/// # Errors
+/// As [`check`]; when the bundle cannot be read.
+pub(crate) fn check_imported(
+    file: &Path,
+    imported: &Imported,
+    rules: &Rules,
+    now_s: i64,
+) -> anyhow::Result<Signing> {
+    let weights = imported.signed.manifest().weights().context("find the weights")?;
+    check(beside(file)?.as_ref(), &weights.digest, rules, now_s)
+}
+
+fn beside(file: &Path) -> anyhow::Result<Option<FoundBundle>> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let own = file.with_file_name(format!("{name}.sig"));
+    let whole = file.with_file_name("model.sig");
+    let Some(path) = [own, whole].into_iter().find(|path| path.is_file()) else {
+        return Ok(None);
+    };
+    let size_bytes = path.metadata().with_context(|| format!("read {}", path.display()))?.len();
+    anyhow::ensure!(
+        size_bytes <= BUNDLE_BYTES_MAX,
+        "read {}: it has {size_bytes} bytes, the limit is {BUNDLE_BYTES_MAX}",
+        path.display()
+    );
+    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(Some(FoundBundle { bytes, from: path.display().to_string(), weights_path: name }))
+}
