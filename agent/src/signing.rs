@@ -114,8 +114,50 @@ pub(crate) fn check_imported(
     rules: &Rules,
     now_s: i64,
 ) -> anyhow::Result<Signing> {
+    if file.is_dir() {
+        return check_folder(file, rules, now_s);
+    }
     let weights = imported.signed.manifest().weights().context("find the weights")?;
     check(beside(file)?.as_ref(), &weights.digest, rules, now_s)
+}
+
+/// A folder that is converted on its way in: `model.sig` in it must name every file that lies
+/// there, since each may end up in the model.
+fn check_folder(folder: &Path, rules: &Rules, now_s: i64) -> anyhow::Result<Signing> {
+    let found = beside(&folder.join("."))?;
+    let Some(bundle) = found.filter(|_| rules.bundles == Bundles::Verify) else {
+        // Nothing to verify, or told not to: the digest does not matter.
+        return check(beside(&folder.join("."))?.as_ref(), &Digest::of(b""), rules, now_s);
+    };
+    let from = bundle.from.clone();
+    let verified = || -> anyhow::Result<String> {
+        let signed = model_signing::verify(&bundle.bytes, &rules.signers, now_s)?;
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_file() && name != "model.sig" && !name.starts_with('.') {
+                signed.check(&name, &digest_of(&path)?)?;
+            }
+        }
+        Ok(signed.signer().to_owned())
+    };
+    let signer = verified().with_context(|| format!("import with {from}"))?;
+    Ok(Signing::Verified { words: format!("verified, by {signer}"), signer })
+}
+
+fn digest_of(path: &Path) -> anyhow::Result<Digest> {
+    let mut hasher = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer)? {
+            0 => break,
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+    let mut bytes = [0; 32];
+    bytes.copy_from_slice(hasher.finish().as_ref());
+    Ok(Digest::from_bytes(bytes))
 }
 
 fn beside(file: &Path) -> anyhow::Result<Option<FoundBundle>> {

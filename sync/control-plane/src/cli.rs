@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use crate::{Config, InitOptions};
+use crate::{Config, InitOptions, gc};
 
 /// Arguments of the control plane.
 #[derive(Debug, clap::Args)]
@@ -29,6 +29,24 @@ enum Command {
     Admit(Admit),
     /// Take in a file that a device without a link wrote (`fulmar bundle report`).
     Reports(Reports),
+    /// Free the files of old releases that no device and no deployment wants.
+    Gc(Gc),
+}
+
+#[derive(Debug, clap::Args)]
+struct Gc {
+    /// Configuration file (TOML).
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The state directory; goes before the configuration's `dir`.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Only say what would be freed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -135,6 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Bundle(args) => bundle(&args),
         Command::Admit(args) => admit(&args),
         Command::Reports(args) => reports(&args),
+        Command::Gc(args) => collect(args),
     }
 }
 
@@ -155,6 +174,28 @@ fn init(args: Init) -> anyhow::Result<ExitCode> {
         println!("password: {}   (told this once)", report.admin_password);
         println!("fleet CA: sha256 {}", report.ca_sha256);
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn collect(args: Gc) -> anyhow::Result<ExitCode> {
+    let mut config = match &args.config {
+        Some(path) => Config::read(path)?,
+        None => Config::default(),
+    };
+    if let Some(dir) = args.dir {
+        config.dir = dir;
+    }
+    let mode = if args.dry_run { gc::Mode::DryRun } else { gc::Mode::Free };
+    let garbage = gc::run(&config, mode)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&garbage)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    for (digest, bytes) in &garbage.blobs {
+        println!("file {digest} ({bytes} bytes)");
+    }
+    let verb = if args.dry_run { "would be" } else { "are" };
+    println!("{} bytes {verb} freed", garbage.bytes);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,6 +21,8 @@ pub struct Config {
     pub blob_bytes_max: u64,
     /// Days that reports of devices are kept.
     pub report_days_max: u32,
+    /// Days that the files of a withdrawn release are kept, once nobody wants it any more.
+    pub withdrawn_days_kept: u32,
     /// Limits of both ports.
     pub limits: Limits,
 }
@@ -34,6 +36,7 @@ impl Default for Config {
             check_in_interval_ms: 30_000,
             blob_bytes_max: 256 << 30,
             report_days_max: 400,
+            withdrawn_days_kept: 30,
             limits: Limits::default(),
         }
     }

@@ -34,6 +34,7 @@ mod director;
 mod failure;
 mod files;
 mod fleet;
+mod gc;
 mod guard;
 mod hand_in;
 mod init;

@@ -251,6 +251,10 @@ fn model(
         )
         .optional()?;
     if let Some(id) = known {
+        // The files of one that was withdrawn long ago may have been freed.
+        for (digest, size_bytes) in release_blobs(tx, id)? {
+            present(blobs, &digest, size_bytes, path)?;
+        }
         tx.execute("UPDATE release SET withdrawn_s = NULL WHERE id = ?1", [id])?;
         return Ok((name.to_string(), false));
     }
@@ -291,6 +295,15 @@ fn model(
         insert.execute((file.digest.to_string(), id, to_sql(file.size_bytes)))?;
     }
     Ok((name.to_string(), true))
+}
+
+fn release_blobs(tx: &Transaction<'_>, release: i64) -> Result<Vec<(Digest, u64)>, Failure> {
+    let mut statement =
+        tx.prepare_cached("SELECT digest, size_bytes FROM release_blob WHERE release_id = ?1")?;
+    let rows = statement.query_map([release], |row| {
+        Ok((row.get::<_, Digest>(0)?, crate::number::from_sql(row.get(1)?)))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn present(blobs: &Blobs, digest: &Digest, size_bytes: u64, path: &str) -> Result<(), Failure> {

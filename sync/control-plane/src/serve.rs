@@ -23,7 +23,7 @@ use crate::failure::chain;
 use crate::init::AUDIT_KEY_FILE;
 use crate::listen::Port;
 use crate::tls::{self, Current, TlsError};
-use crate::{console, device, files, guard, operator, password, reports, schema};
+use crate::{console, device, files, gc, guard, operator, password, reports, schema};
 
 /// How often the server's certificate is renewed, in hours.
 const CERTIFICATE_RENEW_HOURS: u64 = 24;
@@ -246,6 +246,7 @@ async fn upkeep(app: Arc<App>, current: Arc<Current>) {
     loop {
         sign_audit_log(&app).await;
         forget_old_reports(&app).await;
+        free_old_releases(&app).await;
         tokio::time::sleep(Duration::from_secs(3_600)).await;
         hour += 1;
         if hour.is_multiple_of(CERTIFICATE_RENEW_HOURS) {
@@ -277,6 +278,23 @@ async fn sign_audit_log(app: &Arc<App>) {
         .await;
     if let Err(error) = signed {
         tracing::error!(error = %chain(&error), "failed to sign the audit log");
+    }
+}
+
+async fn free_old_releases(app: &Arc<App>) {
+    let worker = Arc::clone(app);
+    let freed = app
+        .store
+        .write(move |tx| {
+            gc::collect(tx, &worker.blobs, &worker.config, "control-plane", crate::now_s())
+        })
+        .await;
+    match freed {
+        Ok(garbage) if garbage.blobs.is_empty() => {}
+        Ok(garbage) => tracing::info!(garbage.bytes, "old releases' files are freed"),
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "failed to free old releases' files");
+        }
     }
 }
 
