@@ -124,10 +124,10 @@ pub(crate) fn check_imported(
 /// A folder that is converted on its way in: `model.sig` in it must name every file that lies
 /// there, since each may end up in the model.
 fn check_folder(folder: &Path, rules: &Rules, now_s: i64) -> anyhow::Result<Signing> {
-    let found = beside(&folder.join("."))?;
+    let found = beside(&folder.join("model"))?;
     let Some(bundle) = found.filter(|_| rules.bundles == Bundles::Verify) else {
         // Nothing to verify, or told not to: the digest does not matter.
-        return check(beside(&folder.join("."))?.as_ref(), &Digest::of(b""), rules, now_s);
+        return check(beside(&folder.join("model"))?.as_ref(), &Digest::of(b""), rules, now_s);
     };
     let from = bundle.from.clone();
     let verified = || -> anyhow::Result<String> {

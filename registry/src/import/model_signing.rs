@@ -288,11 +288,6 @@ impl SignedFiles {
         &self.signer
     }
 
-    /// All files that the signer has named, with their digests.
-    pub fn files(&self) -> impl Iterator<Item = (&str, &Digest)> {
-        self.files.iter().map(|(path, digest)| (path.as_str(), digest))
-    }
-
     /// Checks that the signer has named this file with this digest.
     ///
     /// # Errors
