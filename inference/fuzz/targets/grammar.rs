@@ -14,7 +14,7 @@ static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
     words.push(Vec::new());
     // A panic inside the compiler is caught and refused there; only one that gets out counts.
     drop(std::panic::take_hook());
-    Vocabulary::new(&words, &[256]).expect("a vocabulary")
+    Vocabulary::new(words, &[256]).expect("a vocabulary")
 });
 
 fuzz_target!(|data: &[u8]| {
