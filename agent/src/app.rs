@@ -11,6 +11,7 @@ use fulmar_registry::trust::TrustError;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::governor::Board;
 use crate::http::Metrics;
 use crate::link::Link;
 use crate::models::{LoadedModel, ModelError, Models};
@@ -27,6 +28,7 @@ pub(crate) struct App {
     models: Models,
     meter: Arc<Meter>,
     metrics: Metrics,
+    board: Board,
     answers: TaskTracker,
     link: Link,
 }
@@ -42,7 +44,8 @@ impl App {
     ) -> Result<Self, TrustError> {
         let standing = Current::open(state.store().clone())?;
         let verifier = Verifier::new([state.token_key().public()], &state.device());
-        let metrics = Metrics::new(engine);
+        let board = Board::default();
+        let metrics = Metrics::new(engine, board.clone());
         Ok(Self {
             config,
             state,
@@ -51,6 +54,7 @@ impl App {
             models,
             meter: Arc::default(),
             metrics,
+            board,
             answers: TaskTracker::new(),
             link: Link::default(),
         })
@@ -118,6 +122,11 @@ impl App {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What the host's sensors said last.
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
     }
 
     /// Answers under way; each completes its audit entry before it ends.

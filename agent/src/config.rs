@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{engine, http, logging};
+use crate::{engine, governor, http, logging};
 
 /// Where the file is looked for when none is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/fulmar/fulmar.toml";
@@ -23,6 +23,8 @@ pub(crate) struct Config {
     pub(crate) http: http::Config,
     /// The engine and its byte budget.
     pub(crate) engine: engine::Config,
+    /// When the engine goes slower by itself.
+    pub(crate) governor: governor::Config,
     /// Models on disk.
     pub(crate) registry: RegistryConfig,
     /// The link to the control plane.

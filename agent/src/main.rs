@@ -10,6 +10,7 @@ mod config;
 mod console;
 mod engine;
 mod folder;
+mod governor;
 mod http;
 mod import;
 mod link;

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::http::{self, Listeners};
 use crate::models::Models;
 use crate::state::{self, State};
-use crate::{import, standing, systemd};
+use crate::{governor, import, standing, systemd};
 
 /// How often the audit log is signed while it grows.
 const SIGN_INTERVAL: Duration = Duration::from_secs(10);
@@ -51,6 +51,7 @@ pub(crate) enum Lifetime {
 /// # Errors
 /// What could not be opened.
 pub(crate) fn open(config: Config, dir: &Path) -> anyhow::Result<Arc<App>> {
+    config.governor.check()?;
     let state = State::open(dir)?;
     let limits = fulmar_registry::Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
@@ -90,6 +91,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         let router = http::router(Arc::clone(&app));
         async move { http::serve(listeners, router, &app.config().http.clone(), stop).await }
     });
+    let governed = tokio::spawn(governor::run(
+        app.config().governor.clone(),
+        app.engine().clone(),
+        app.board().clone(),
+        stop.clone(),
+    ));
     let background = tokio::spawn(keep_signed(Arc::clone(&app), stop.clone()));
     let standing = tokio::spawn(standing::keep(Arc::clone(&app), stop.clone()));
     let watchdog = tokio::spawn(systemd::watchdog(stop.clone()));
@@ -110,6 +117,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     app.answers().close();
     app.answers().wait().await;
     link.await.context("stop the link")?;
+    governed.await.context("stop the governor")?;
     background.await.context("stop signing")?;
     standing.await.context("stop watching the policy")?;
     watchdog.await.context("stop the watchdog")?;

@@ -6,13 +6,14 @@
 //! floats).
 //!
 //! Invariants:
-//! - A template cannot run for long or take much memory: its fuel pays for every instruction and
-//!   every 64 bytes ([`FUEL`]); it sees no file, no clock but [`RenderInput::now_s`] and nothing
+//! - A template pays for every instruction and every 64 bytes it makes ([`FUEL`]), so that one
+//!   without end is stopped; see the gap below. It sees no file, no clock but [`RenderInput::now_s`] and nothing
 //!   of the process.
 //! - Text of users cannot become control tokens: see [`encode`].
 //!
-//! Known gap: minijinja joins lists lazily and pays for their items only when they are read, but
-//! a list that was joined with itself more than 32 times in a row is built at once, unpaid.
+//! Known gap: fuel pays for what a template makes, not for what it makes *of* it. A list that holds
+//! or joins itself over and over is small and unfolds without measure when it is written, compared
+//! or joined by a method, and one nested ten thousands deep overflows the stack when it is dropped.
 //!
 //! Deliberately absent: `include`, `import` and inheritance (there is only one template), and
 //! guessing a template for a model that has none.

@@ -122,6 +122,31 @@ pub enum Cause {
     Operator,
 }
 
+impl Cause {
+    /// Every cause.
+    pub const ALL: [Self; 6] = [
+        Self::Battery,
+        Self::Temperature,
+        Self::CpuPressure,
+        Self::MemoryPressure,
+        Self::QuietHours,
+        Self::Operator,
+    ];
+
+    /// Its name in JSON and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Battery => "battery",
+            Self::Temperature => "temperature",
+            Self::CpuPressure => "cpu_pressure",
+            Self::MemoryPressure => "memory_pressure",
+            Self::QuietHours => "quiet_hours",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// How far a cause has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 enum Level {

@@ -135,9 +135,22 @@ pub(crate) fn ps(place: &Place, args: &PsArgs) -> anyhow::Result<ExitCode> {
             println!("{} runs without its draft: {reason}", text(&model["name"]));
         }
     }
-    let reasons = &status["governor"]["reasons"];
-    if reasons.as_array().is_some_and(|reasons| !reasons.is_empty()) {
-        println!("narrowed: {}", text(reasons));
+    let memory = &status["memory"];
+    println!(
+        "memory: {} planned of {}, {} measured, {} resident",
+        bytes(&memory["planned_bytes"]),
+        bytes(&memory["budget_bytes"]),
+        bytes(&memory["measured_bytes"]),
+        bytes(&memory["resident_bytes"]),
+    );
+    println!("threads: {}", text(&status["threads"]));
+    for reason in status["governor"]["reasons"].as_array().into_iter().flatten() {
+        println!("narrowed: {}", text(&reason["text"]));
+    }
+    for (name, sensor) in status["sensors"].as_object().into_iter().flatten() {
+        if sensor["state"] == "failed" {
+            println!("sensor {name} failed: {}", text(&sensor["reason"]));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

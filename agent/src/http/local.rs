@@ -52,6 +52,7 @@ pub(crate) async fn ps(
         let reason = model["name"].as_str().and_then(|name| refused.remove(name));
         model["draft_refused"] = reason.into();
     }
+    status["sensors"] = json!(app.board().sensors());
     Ok(Json(status))
 }
 

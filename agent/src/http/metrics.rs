@@ -7,8 +7,10 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use fulmar_inference::engine::{Engine, Usage};
+use fulmar_inference::governor::Cause;
 use fulmar_policy::Action;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -18,6 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::app::App;
+use crate::governor::{Board, Sensor};
 
 /// Counts of the agent.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(engine: Engine) -> Self {
+    pub(crate) fn new(engine: Engine, board: Board) -> Self {
         let mut registry = Registry::with_prefix("fulmar");
         let questions = Family::default();
         registry.register(
@@ -50,6 +53,7 @@ impl Metrics {
             "Speed of finished answers, in tokens per second",
             decode_tokens_per_s.clone(),
         );
+        registry.register_collector(Box::new(SignalsCollector(engine.clone(), board)));
         registry.register_collector(Box::new(EngineCollector(engine)));
         Self { registry, questions, prompt_seconds, decode_tokens_per_s }
     }
@@ -124,6 +128,52 @@ impl prometheus_client::collector::Collector for EngineCollector {
         }
         Ok(())
     }
+}
+
+/// Sensors, and what the governor makes of them.
+#[derive(Debug)]
+struct SignalsCollector(Engine, Board);
+
+impl prometheus_client::collector::Collector for SignalsCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let narrowing = self.0.status().governor;
+        let causes = Cause::ALL.map(|cause| {
+            let set_in = narrowing.reasons.iter().any(|reason| reason.cause == cause);
+            (("cause", cause.as_str()), f64::from(u8::from(set_in)))
+        });
+        let help = "1 while this cause makes the engine go slower";
+        labelled(&mut encoder, "engine_narrowed", help, &causes)?;
+        let Some(sensors) = self.1.sensors() else { return Ok(()) };
+        let failed = sensors.each().map(|(name, sensor)| {
+            let failed = matches!(sensor, Sensor::Failed { .. });
+            (("sensor", name), f64::from(u8::from(failed)))
+        });
+        labelled(&mut encoder, "sensor_failed", "1 while this sensor can't be read", &failed)?;
+        let readings: Vec<_> = sensors
+            .each()
+            .into_iter()
+            .filter_map(|(name, sensor)| match sensor {
+                Sensor::Reads { value } => Some((("sensor", name), f64::from(*value))),
+                Sensor::Calm | Sensor::Absent | Sensor::Failed { .. } => None,
+            })
+            .collect();
+        labelled(&mut encoder, "sensor_reading", "What this sensor says, in its unit", &readings)
+    }
+}
+
+/// One gauge per label.
+fn labelled(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: &[((&str, &str), f64)],
+) -> std::fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (label, value) in values {
+        let gauge = ConstGauge::new(*value);
+        gauge.encode(family.encode_family(&[*label])?)?;
+    }
+    Ok(())
 }
 
 /// The metrics, for principals that may read them.
