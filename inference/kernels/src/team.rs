@@ -6,6 +6,10 @@
 //! away while somebody else is ready has to wait for that one's whole time slice, milliseconds for a
 //! wait of microseconds, while one that sleeps is run again as soon as it is woken.
 //!
+//! Most parts are work that whoever comes takes from ([`Team::for_each`]): when nothing is left to take,
+//! the owner closes the part, and waits only for those who entered it. So a worker whose core is busy
+//! with another program delays nobody, as long as it holds no piece of the work.
+//!
 //! Invariants: a part's closure is called only between the start and the end of [`Team::run`], so it may
 //! borrow from the owner; a panic in any thread becomes a panic of the owner.
 
@@ -13,7 +17,7 @@ use crate::disjoint::Disjoint;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
@@ -34,14 +38,20 @@ type Part = *const (dyn Fn(usize) + Sync);
 #[repr(align(128))]
 struct Apart<T>(T);
 
+/// Where the current part's door keeps what: the number of workers that entered, whether it is
+/// closed to more, and the part's number.
+const ENTERED: u64 = (1 << 16) - 1;
+const CLOSED: u64 = 1 << 16;
+const NUMBER_SHIFT: u32 = 17;
+
 struct Shared {
-    /// Counts parts; a change tells the workers to start.
-    part: Apart<AtomicUsize>,
-    /// Workers that have finished the current part.
+    /// The current part's door; a new number tells the workers to start.
+    door: Apart<AtomicU64>,
+    /// Workers that entered the current part and have finished it.
     finished: Apart<AtomicUsize>,
     /// The next chunk of a part that nobody has taken.
     next: Apart<AtomicUsize>,
-    /// Written by the owner before `part` changes, read by workers after.
+    /// Written by the owner before it opens the door, read by workers that entered.
     closure: UnsafeCell<Option<Part>>,
     stop: AtomicBool,
     sleepers: AtomicUsize,
@@ -57,7 +67,8 @@ struct Shared {
 }
 
 // SAFETY: `closure` is the only field that is not `Sync`; the owner writes it only while no part
-// runs, and workers read it only after seeing `part` change (acquire after release).
+// runs, and workers read it only after they entered the part (acquire after release), which the
+// owner does not end before they finished.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `closure` is to a `Sync` closure and used only while it is borrowed.
 unsafe impl Send for Shared {}
@@ -92,7 +103,7 @@ impl Team {
     pub fn new(threads: usize, pinning: Pinning) -> Self {
         let mut team = Self {
             shared: Arc::new(Shared {
-                part: Apart(AtomicUsize::new(0)),
+                door: Apart(AtomicU64::new(CLOSED)),
                 finished: Apart(AtomicUsize::new(0)),
                 next: Apart(AtomicUsize::new(0)),
                 closure: UnsafeCell::new(None),
@@ -141,7 +152,7 @@ impl Team {
 
     fn start(&mut self, threads: usize) {
         self.shared.stop.store(false, Ordering::SeqCst);
-        let seen = self.shared.part.0.load(Ordering::SeqCst);
+        let seen = number(self.shared.door.0.load(Ordering::SeqCst));
         for index in 1..threads {
             let shared = self.shared.clone();
             let pinning = self.pinning.clone();
@@ -157,7 +168,7 @@ impl Team {
 
     fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.part.0.fetch_add(1, Ordering::SeqCst);
+        self.shared.open();
         self.shared.wake_sleepers();
         for worker in self.workers.drain(..) {
             // A worker never ends by a panic: it hands panics to the owner.
@@ -171,6 +182,11 @@ impl Team {
     /// # Panics
     /// When `part` panics in any thread.
     pub fn run(&self, part: &(dyn Fn(usize) + Sync)) {
+        self.run_with(part, true);
+    }
+
+    /// Calls `part` on the owner and, `all` or as many as come before the owner is done, on workers.
+    fn run_with(&self, part: &(dyn Fn(usize) + Sync), all: bool) {
         if self.workers.is_empty() {
             self.shared.next.0.store(0, Ordering::Relaxed);
             return part(0);
@@ -183,11 +199,11 @@ impl Team {
         unsafe { *shared.closure.get() = Some(closure) };
         shared.next.0.store(0, Ordering::Relaxed);
         shared.finished.0.store(0, Ordering::Relaxed);
-        shared.part.0.fetch_add(1, Ordering::SeqCst);
+        shared.open();
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             shared.wake_sleepers();
         }
-        let rest = Rest { shared, workers: self.workers.len() };
+        let rest = Rest { shared, expected: all.then_some(self.workers.len()) };
         part(0);
         drop(rest);
         let panicked = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -207,7 +223,7 @@ impl Team {
             return (0..count).for_each(|index| f(0, index));
         }
         let next = &self.shared.next.0;
-        self.run(&|thread| {
+        let take = |thread: usize| {
             loop {
                 let start = next.fetch_add(chunk, Ordering::Relaxed);
                 if start >= count {
@@ -215,7 +231,8 @@ impl Team {
                 }
                 (start..count.min(start + chunk)).for_each(|index| f(thread, index));
             }
-        });
+        };
+        self.run_with(&take, false);
     }
 }
 
@@ -246,37 +263,61 @@ impl std::fmt::Debug for Team {
     }
 }
 
-/// Waits for the workers, also when the owner's own share panics.
+/// Closes the part and waits for its workers, also when the owner's own share panics.
 struct Rest<'a> {
     shared: &'a Shared,
-    workers: usize,
+    /// How many workers have to have come, where that matters.
+    expected: Option<usize>,
 }
 
 impl Drop for Rest<'_> {
     fn drop(&mut self) {
         let shared = self.shared;
         let mut spins = 0;
-        while shared.finished.0.load(Ordering::Acquire) < self.workers {
+        let workers = self.expected.unwrap_or_else(|| shared.close());
+        while shared.finished.0.load(Ordering::Acquire) < workers {
             match pause(&mut spins, shared) {
                 Pause::Spun | Pause::Yielded => {}
-                Pause::Crowded => shared.sleep_until_finished(self.workers),
+                Pause::Crowded => shared.sleep_until_finished(workers),
             }
         }
     }
 }
 
+/// The number of the part that a door leads to.
+fn number(door: u64) -> u64 {
+    door >> NUMBER_SHIFT
+}
+
 impl Shared {
+    /// Opens the door of the next part.
+    fn open(&self) {
+        let last = number(self.door.0.load(Ordering::Relaxed));
+        self.door.0.store((last + 1) << NUMBER_SHIFT, Ordering::SeqCst);
+    }
+
+    /// Closes the part to workers that have not come yet, and says how many have.
+    fn close(&self) -> usize {
+        (self.door.0.fetch_or(CLOSED, Ordering::SeqCst) & ENTERED) as usize
+    }
+
+    /// Whether the calling worker is in time for part `part`; if so, its end waits for the worker.
+    fn enter(&self, part: u64) -> bool {
+        let enter = |door| (number(door) == part && door & CLOSED == 0).then_some(door + 1);
+        self.door.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enter).is_ok()
+    }
+
     fn wake_sleepers(&self) {
         drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
         self.wake.notify_all();
     }
 
     /// Waits for a part after number `seen` and returns its number.
-    fn wait(&self, seen: usize) -> usize {
+    fn wait(&self, seen: u64) -> u64 {
         let mut spins = 0;
         let mut since = None;
         loop {
-            let part = self.part.0.load(Ordering::Acquire);
+            let part = number(self.door.0.load(Ordering::Acquire));
             if part != seen {
                 return part;
             }
@@ -312,10 +353,10 @@ impl Shared {
         }
     }
 
-    fn sleep_until_after(&self, seen: usize) {
+    fn sleep_until_after(&self, seen: u64) {
         let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        while self.part.0.load(Ordering::SeqCst) == seen {
+        while number(self.door.0.load(Ordering::SeqCst)) == seen {
             guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -353,15 +394,18 @@ fn pause(spins: &mut usize, shared: &Shared) -> Pause {
     Pause::Yielded
 }
 
-fn work(shared: &Shared, index: usize, pinning: &Pinning, mut seen: usize) {
+fn work(shared: &Shared, index: usize, pinning: &Pinning, mut seen: u64) {
     pin(index, pinning);
     loop {
         seen = shared.wait(seen);
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: the part has started, so the owner has written the cell and leaves it alone
-        // until `finished` counts this worker.
+        if !shared.enter(seen) {
+            continue;
+        }
+        // SAFETY: this worker entered the part, so the owner has written the cell and leaves it
+        // alone until `finished` counts this worker.
         let part = unsafe { *shared.closure.get() };
         if let Some(part) = part {
             // SAFETY: the owner's borrow lasts until `finished` counts this worker.

@@ -131,3 +131,38 @@ fn two_teams_on_one_core_take_turns() {
         }
     });
 }
+
+#[test]
+fn a_worker_is_let_into_a_part_until_its_end_and_never_after() {
+    let team = Team::new(1, Pinning::None);
+    let shared = &team.shared;
+    assert!(!shared.enter(0), "no part has begun");
+    shared.open();
+    let part = number(shared.door.0.load(Ordering::SeqCst));
+    assert!(shared.enter(part) && shared.enter(part));
+    assert!(!shared.enter(part + 1), "a part that has not begun");
+    assert_eq!(shared.close(), 2);
+    assert!(!shared.enter(part), "the end waits for two");
+    shared.open();
+    assert!(!shared.enter(part) && shared.enter(part + 1));
+}
+
+#[test]
+fn a_workers_panic_in_shared_work_reaches_the_owner() {
+    let team = Team::new(3, Pinning::None);
+    let taken = AtomicBool::new(false);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        team.for_each(64, 1, &|thread, _| {
+            if thread > 0 {
+                taken.store(true, Ordering::SeqCst);
+                panic!("a worker");
+            }
+            // The owner leaves work to the others until one has come.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !taken.load(Ordering::SeqCst) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        });
+    }));
+    assert!(result.is_err() && taken.into_inner());
+}
