@@ -198,19 +198,59 @@ impl Activations {
         (states, state_columns): (&mut [f32], usize),
         row: &WriteRow<'_>,
     ) {
+        assert!(tokens * state_columns <= states.len(), "a state for every token");
+        let states = Disjoint::new(states);
+        self.take(team, tokens, columns, forms, &|token, values, done| {
+            // SAFETY: one part per token.
+            let state = unsafe { states.slice(token * state_columns, state_columns) };
+            row(token, state, &mut values[..columns]);
+            done(values);
+        });
+    }
+
+    /// Takes rows as they are: `[tokens][columns]`.
+    ///
+    /// # Panics
+    /// As [`Activations::fill`].
+    pub fn fill_from(
+        &mut self,
+        team: &Team,
+        tokens: usize,
+        columns: usize,
+        forms: Forms,
+        rows: &[f32],
+    ) {
+        assert!(tokens * columns <= rows.len(), "a row for every token");
+        self.take(team, tokens, columns, forms, &|token, values, done| {
+            let row = &rows[token * columns..(token + 1) * columns];
+            if values.len() == columns {
+                return done(row);
+            }
+            values[..columns].copy_from_slice(row);
+            done(values);
+        });
+    }
+
+    /// Takes what `row(token, buffer, done)` gives to `done`: a row in whole super-blocks.
+    fn take(
+        &mut self,
+        team: &Team,
+        tokens: usize,
+        columns: usize,
+        forms: Forms,
+        row: &(dyn Fn(usize, &mut [f32], &mut dyn FnMut(&[f32])) + Sync),
+    ) {
         let padded = cells(columns);
         let rows = tokens + DIRECT_TOKENS;
         assert!(rows * padded * record_bytes(1) <= self.codes.len(), "room for codes");
         assert!(rows * columns * 4 <= self.floats.len(), "room for floats");
         assert!(rows <= self.starts.len(), "room for tokens");
-        assert!(tokens * state_columns <= states.len(), "a state for every token");
         (self.tokens, self.columns, self.forms) = (tokens, columns, forms);
         split(tokens, self.isa, &mut self.tiles);
         let (isa, tiles) = (self.isa, &self.tiles);
         let codes = Disjoint::new(&mut self.codes);
         let floats = Disjoint::new(self.floats.as_mut_slice::<f32>());
         let starts = Disjoint::new(&mut self.starts);
-        let states = Disjoint::new(states);
         let each = |_: usize, index: usize| {
             let tile = tiles[index];
             // SAFETY: the tiles are disjoint in tokens, and so are these parts.
@@ -225,10 +265,7 @@ impl Activations {
             };
             for t in 0..tile.tokens {
                 let token = tile.first + t;
-                // SAFETY: one part per token.
-                let state = unsafe { states.slice(token * state_columns, state_columns) };
-                with_row(padded * 32, columns, |values| {
-                    row(token, state, &mut values[..columns]);
+                let mut done = |values: &[f32]| {
                     if forms.codes {
                         // SAFETY: `values` and `codes` hold whole cells of this tile; one part per
                         // token.
@@ -237,11 +274,12 @@ impl Activations {
                         }
                     }
                     if forms.floats {
-                        for (to, from) in floats.chunks_exact_mut(tile.width).zip(&*values) {
+                        for (to, from) in floats.chunks_exact_mut(tile.width).zip(values) {
                             to[t] = *from;
                         }
                     }
-                });
+                };
+                with_row(padded * 32, columns, |values| row(token, values, &mut done));
             }
         };
         if tokens <= ALONE_MAX {

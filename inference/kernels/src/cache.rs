@@ -5,20 +5,24 @@
 //! row-wise (`[positions][dims]`, padded to [`DIMS_MULTIPLE`]). 8-bit entries have one scale per
 //! key or value and 32 dimensions. Everything in it is finite, whatever was written.
 
+#![allow(unsafe_op_in_unsafe_fn)] // The kernel follows the contract of `Simd`.
+
 use std::io;
 
 use crate::cpu::Isa;
 use crate::disjoint::Disjoint;
 use crate::memory::Buffer;
 use crate::ops::{RotaryKind, rms_norm_in_place, rotate};
+use crate::simd::{Kernel, Simd, run};
 use crate::team::Team;
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 /// Positions of a block.
 pub const BLOCK_TOKENS: usize = 32;
 /// What the dimensions of values are padded to, and what shares a scale.
 pub(crate) const DIMS_MULTIPLE: usize = 32;
+/// Elements that are made half floats at a time.
+const HALVES_MAX: usize = 256;
 /// Tokens that the owner prepares alone.
 const ALONE_MAX: usize = 2;
 
@@ -239,6 +243,7 @@ impl Cache {
             for (head, (k, v)) in k.chunks_exact(dims).zip(v.chunks_exact(dims)).enumerate() {
                 let at = units[token] + head * shape.unit_bytes();
                 let writer = Writer {
+                    isa,
                     shape: &shape,
                     data: &data,
                     at,
@@ -250,7 +255,9 @@ impl Cache {
         if tokens <= ALONE_MAX {
             (0..tokens).for_each(|token| each(0, token));
         } else {
-            team.for_each(tokens, 4, &each);
+            // Threads with whole blocks don't write to the same lines of keys.
+            let whole = tokens >= 2 * BLOCK_TOKENS * team.threads();
+            team.for_each(tokens, if whole { BLOCK_TOKENS } else { 4 }, &each);
         }
     }
 }
@@ -258,6 +265,7 @@ impl Cache {
 /// Writes one position of one unit. Two writers of one unit write different bytes, since their
 /// positions differ.
 struct Writer<'a> {
+    isa: Isa,
     shape: &'a CacheShape,
     data: &'a Disjoint<'a, u8>,
     at: usize,
@@ -280,16 +288,19 @@ impl Writer<'_> {
                 }
             }
             Precision::F16 => {
-                let (mut keys, mut values) =
-                    ([f16::ZERO; DIMS_MULTIPLE], [f16::ZERO; DIMS_MULTIPLE]);
-                let chunks = key.chunks(DIMS_MULTIPLE).zip(value.chunks(DIMS_MULTIPLE));
+                let chunks = key.chunks(HALVES_MAX).zip(value.chunks(HALVES_MAX));
                 for (chunk, (k, v)) in chunks.enumerate() {
-                    halves(k, &mut keys);
-                    halves(v, &mut values);
-                    let first = chunk * DIMS_MULTIPLE;
+                    let (mut keys, mut values) = ([0u16; HALVES_MAX], [0u16; HALVES_MAX]);
+                    halves(self.isa, k, &mut keys[..k.len()]);
+                    halves(self.isa, v, &mut values[..v.len()]);
+                    let first = chunk * HALVES_MAX;
+                    let end = (first + k.len() - 1) * BLOCK_TOKENS + self.offset + 1;
+                    let column = self.data.pointer(self.at, end * 2).cast::<u16>();
                     for (i, half) in keys[..k.len()].iter().enumerate() {
-                        let at = ((first + i) * BLOCK_TOKENS + self.offset) * 2;
-                        self.put(at, &half.to_le_bytes());
+                        let at = (first + i) * BLOCK_TOKENS + self.offset;
+                        // SAFETY: below `end`, for which there is room; these bytes belong to this
+                        // position alone, and one thread has the token.
+                        unsafe { column.add(at).write_unaligned(half.to_le()) }
                     }
                     self.put(row + first * 2, bytemuck::cast_slice(&values[..v.len()]));
                 }
@@ -327,12 +338,40 @@ impl Writer<'_> {
 }
 
 /// As finite half floats.
-fn halves(values: &[f32], out: &mut [f16; DIMS_MULTIPLE]) {
-    let mut limited = [0.0f32; DIMS_MULTIPLE];
-    for (to, from) in limited.iter_mut().zip(values) {
-        *to = finite(*from, 65504.0);
+fn halves(isa: Isa, values: &[f32], out: &mut [u16]) {
+    assert_eq!(values.len(), out.len(), "room for halves");
+    let kernel = Halves { x: values.as_ptr(), out: out.as_mut_ptr(), len: values.len() };
+    // SAFETY: `isa` comes from detection; the lengths are equal.
+    if values.len().is_multiple_of(DIMS_MULTIPLE) && unsafe { run(isa, kernel) } {
+        return;
     }
-    out.convert_from_f32_slice(&limited);
+    for (to, from) in out.iter_mut().zip(values) {
+        *to = f16::from_f32(finite(*from, 65504.0)).to_bits();
+    }
+}
+
+/// Rounds whole registers to half floats, those too large to the largest; says whether all of them
+/// are finite.
+struct Halves {
+    x: *const f32,
+    out: *mut u16,
+    len: usize,
+}
+
+impl Kernel for Halves {
+    type Output = bool;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> bool {
+        let mut finite = S::zero();
+        let mut i = 0;
+        while i < self.len {
+            let v = S::load(self.x.add(i));
+            finite = S::fma(v, S::zero(), finite);
+            S::store_f16(self.out.add(i), S::min(S::max(v, S::splat(-65504.0)), S::splat(65504.0)));
+            i += S::LANES;
+        }
+        S::sum(finite) == 0.0
+    }
 }
 
 /// `x` within `-limit..=limit`; not a number becomes 0.

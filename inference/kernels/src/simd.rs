@@ -82,6 +82,15 @@ pub(crate) trait Simd: Copy {
     unsafe fn store(p: *mut f32, v: Self::F);
     /// `LANES` IEEE half floats.
     unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Stores the lanes as IEEE half floats, rounded to nearest, ties to even.
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: Self::F) {
+        let mut lanes = [0.0f32; 16];
+        Self::store(lanes.as_mut_ptr(), v);
+        for (i, lane) in lanes[..Self::LANES].iter().enumerate() {
+            p.add(i).write_unaligned(half::f16::from_f32(*lane).to_bits());
+        }
+    }
     /// `LANES` bfloat16.
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// `LANES` bytes.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fulmar_kernels::activations::Activations;
+use fulmar_kernels::activations::{Activations, Forms};
 use fulmar_kernels::attention::{Attend, HeadCount, Sequence, Task, attend, plan};
 use fulmar_kernels::cache::{Heads, Place};
 use fulmar_kernels::cpu::Isa;
@@ -285,7 +285,7 @@ impl Scratch {
         isa: Isa,
         team: &Team,
         tokens: usize,
-        forms: fulmar_kernels::activations::Forms,
+        forms: Forms,
         (post, norm): (Option<Option<&[f32]>>, &[f32]),
     ) {
         let len = a.embedding_len;
@@ -317,13 +317,8 @@ impl Scratch {
         let heads = a.heads * a.head_dims;
         let attended = self.attended.as_slice::<f32>();
         let forms = block.attention_output.shape().forms();
-        self.activations.fill(team, tokens, heads, forms, (&mut [], 0), &|token, _, out| {
-            let row = &attended[token * heads..(token + 1) * heads];
-            match &block.attention_sub_norm {
-                Some(norm) => ops::rms_norm(isa, row, norm, a.norm_epsilon, out),
-                None => out.copy_from_slice(row),
-            }
-        });
+        let norm = block.attention_sub_norm.as_deref().map(|norm| (norm, a.norm_epsilon));
+        take_normed(&mut self.activations, isa, team, (tokens, heads), forms, attended, norm);
         let out = floats(&mut self.y, tokens * a.embedding_len);
         multiply(team, &self.activations, &mut [Product { matrix: &block.attention_output, out }]);
     }
@@ -347,15 +342,30 @@ impl Scratch {
         multiply_gated(team, &self.activations, gate, &block.gate, &block.up, inner);
         let inner = &*inner;
         let forms = block.down.shape().forms();
-        self.activations.fill(team, tokens, len, forms, (&mut [], 0), &|token, _, out| {
-            let row = &inner[token * len..(token + 1) * len];
-            match &block.feed_forward_sub_norm {
-                Some(norm) => ops::rms_norm(isa, row, norm, a.norm_epsilon, out),
-                None => out.copy_from_slice(row),
-            }
-        });
+        let norm = block.feed_forward_sub_norm.as_deref().map(|norm| (norm, a.norm_epsilon));
+        take_normed(&mut self.activations, isa, team, (tokens, len), forms, inner, norm);
         let out = floats(&mut self.y, tokens * a.embedding_len);
         multiply(team, &self.activations, &mut [Product { matrix: &block.down, out }]);
+    }
+}
+
+/// The activations become the rows, normed where there is a norm: its weights and epsilon.
+fn take_normed(
+    activations: &mut Activations,
+    isa: Isa,
+    team: &Team,
+    (tokens, len): (usize, usize),
+    forms: Forms,
+    rows: &[f32],
+    norm: Option<(&[f32], f32)>,
+) {
+    match norm {
+        None => activations.fill_from(team, tokens, len, forms, rows),
+        Some((norm, epsilon)) => {
+            activations.fill(team, tokens, len, forms, (&mut [], 0), &|token, _, out| {
+                ops::rms_norm(isa, &rows[token * len..(token + 1) * len], norm, epsilon, out);
+            });
+        }
     }
 }
 
