@@ -146,3 +146,28 @@ async fn a_tool_whose_schema_cannot_be_kept_is_refused_by_its_name_and_keyword()
     let refused = engine.generate(request(missing, Calls::One, 1)).await.map(|_| ());
     assert!(matches!(refused, Err(Refused::Invalid { field: "tool_choice", .. })), "{refused:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_template_opens_reasoning_a_constraint_waits_for_its_end() {
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n";
+    let engine = engine(template.to_owned()).await;
+    let mut asked = request(ToolChoice::Auto, Calls::Many, 1);
+    asked.constraint = Some(Constraint::Json);
+    asked.max_tokens = Some(60);
+    let Prompt::Chat { tools, .. } = &mut asked.prompt else { unreachable!("it is one") };
+    *tools = None;
+    let mut generation = engine.generate(asked).await.expect("accepted");
+    let mut parser = generation.take_parser().expect("a conversation");
+    let mut deltas = Vec::new();
+    while let Some(event) = generation.next().await {
+        match event {
+            Event::Token { text, .. } => deltas.extend(parser.push(&text)),
+            // A model of random weights never closes its reasoning: all of the answer is that.
+            Event::Done { reason, .. } => assert_eq!(reason, FinishReason::Length),
+            Event::Failed { message } => panic!("{message}"),
+            Event::Started { .. } => {}
+        }
+    }
+    assert!(!deltas.is_empty());
+    assert!(deltas.iter().all(|delta| matches!(delta, Delta::Reasoning(_))), "{deltas:?}");
+}
