@@ -50,6 +50,8 @@ impl Fault {
 struct Plan {
     fault: Fault,
     fail_at: u64,
+    /// The first operation that goes well again.
+    well_from: u64,
     done: AtomicU64,
 }
 
@@ -68,7 +70,17 @@ impl Faults {
     /// has died or is full.
     #[must_use]
     pub fn from(fail_at: u64, fault: Fault) -> Self {
-        Self(Some(Arc::new(Plan { fault, fail_at, done: AtomicU64::new(0) })))
+        Self::between(fail_at, u64::MAX, fault)
+    }
+
+    /// The operation number `fail_at` fails with `fault`, and no other.
+    #[must_use]
+    pub fn once(fail_at: u64, fault: Fault) -> Self {
+        Self::between(fail_at, fail_at + 1, fault)
+    }
+
+    fn between(fail_at: u64, well_from: u64, fault: Fault) -> Self {
+        Self(Some(Arc::new(Plan { fault, fail_at, well_from, done: AtomicU64::new(0) })))
     }
 
     /// How many operations were tried so far.
@@ -80,6 +92,10 @@ impl Faults {
     pub(super) fn check(&self, _op: Op) -> io::Result<()> {
         let Some(plan) = &self.0 else { return Ok(()) };
         let number = plan.done.fetch_add(1, Ordering::Relaxed);
-        if number >= plan.fail_at { Err(plan.fault.error()) } else { Ok(()) }
+        if (plan.fail_at..plan.well_from).contains(&number) {
+            Err(plan.fault.error())
+        } else {
+            Ok(())
+        }
     }
 }

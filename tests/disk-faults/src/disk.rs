@@ -11,12 +11,18 @@ use crate::work::{self, WEIGHTS_BYTES};
 /// Lets the first release through, then breaks the disk at every operation of the second in turn:
 /// the first goes on serving, or the second does; once the disk is well, the second goes through.
 pub(crate) fn every_operation_fails() -> anyhow::Result<()> {
-    let mut counted = [0, 0];
-    for (index, fault) in [Fault::Io, Fault::NoSpace].into_iter().enumerate() {
+    let mut counted = Vec::new();
+    let kinds: [(Kind, Fault); 4] = [
+        (Faults::from, Fault::Io),
+        (Faults::from, Fault::NoSpace),
+        (Faults::once, Fault::Io),
+        (Faults::once, Fault::NoSpace),
+    ];
+    for (kind, fault) in kinds {
         for fail_at in 0.. {
             let dir = tempfile::tempdir()?;
             prepare(dir.path())?;
-            let faults = Faults::from(fail_at, fault);
+            let faults = kind(fail_at, fault);
             let outcome = broken_cycle(dir.path(), faults.clone());
             let serving = work::check(dir.path())
                 .with_context(|| format!("{fault:?} from operation {fail_at} on"))?;
@@ -27,7 +33,7 @@ pub(crate) fn every_operation_fails() -> anyhow::Result<()> {
             let swallowed = outcome.is_ok() && faults.seen() > fail_at;
             ensure!(!swallowed, "{fault:?} of operation {fail_at} was swallowed");
             if outcome.is_ok() {
-                counted[index] = fail_at;
+                counted.push(fail_at.to_string());
                 break;
             }
             let registry = work::open(dir.path())?;
@@ -37,11 +43,15 @@ pub(crate) fn every_operation_fails() -> anyhow::Result<()> {
         }
     }
     println!(
-        "every file operation failed in turn: {} with EIO, {} with ENOSPC",
-        counted[0], counted[1]
+        "every operation of the blob store failed in turn (for ever: EIO, ENOSPC; once: EIO, \
+         ENOSPC): {}",
+        counted.join(", ")
     );
     Ok(())
 }
+
+/// For ever or once.
+type Kind = fn(u64, Fault) -> Faults;
 
 fn prepare(dir: &Path) -> anyhow::Result<Registry> {
     let registry = work::open(dir)?;

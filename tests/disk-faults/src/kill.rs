@@ -1,5 +1,6 @@
 //! kill -9 at random moments.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -13,12 +14,17 @@ use crate::work;
 /// How long a killed worker may take to serve again.
 const SERVING_WITHIN: Duration = Duration::from_secs(5);
 
+/// So many kills cannot miss a phase by chance.
+const KILLS_FOR_ALL_PHASES: u64 = 500;
+
 /// What a worker said until it was killed.
 struct Life {
     /// The newest release that it said is active, 0 for none.
     said_active: u64,
     /// From its start until it served what was there, if anything was.
     served_after: Option<Duration>,
+    /// What it was at when it was killed.
+    at: String,
 }
 
 /// Kills a worker `count` times at random moments of its cycle and checks what it left.
@@ -26,11 +32,13 @@ pub(crate) fn rounds(count: u64, seed: u64) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut random = Random::new(seed);
     let (mut before, mut slowest, mut releases) = (0, Duration::ZERO, 0);
+    let mut hits: BTreeMap<String, u64> = BTreeMap::new();
     let started = Instant::now();
     for round in 1..=count {
         // A cycle takes some ten milliseconds; the start of the process is hit now and then.
         let delay = Duration::from_micros(random.below(120_000));
         let life = live(dir.path(), delay)?;
+        *hits.entry(life.at.clone()).or_default() += 1;
         let serving = work::check(dir.path())
             .with_context(|| format!("kill {round} of {count} after {delay:?} (seed {seed})"))?;
         let known = life.said_active.max(before);
@@ -46,6 +54,9 @@ pub(crate) fn rounds(count: u64, seed: u64) -> anyhow::Result<()> {
         before = serving;
     }
     ensure!(releases > 0, "no kill came late enough for a release to be activated");
+    let missed: Vec<&str> = work::PHASES.into_iter().filter(|p| !hits.contains_key(*p)).collect();
+    ensure!(missed.is_empty() || count < KILLS_FOR_ALL_PHASES, "no kill fell into {missed:?}");
+    println!("kills fell into: {hits:?}");
     println!(
         "killed {count} times: {releases} releases went through, serving again after {slowest:?} \
          at most, {:?} in all",
@@ -64,9 +75,11 @@ fn live(dir: &std::path::Path, delay: Duration) -> anyhow::Result<Life> {
         .context("start a worker")?;
     let stdout = child.stdout.take().context("read what the worker says")?;
     let listener = thread::spawn(move || {
-        let mut life = Life { said_active: 0, served_after: None };
+        let mut life = Life { said_active: 0, served_after: None, at: "start".to_owned() };
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if let Some(release) = line.strip_prefix("active ") {
+            if let Some(phase) = line.strip_prefix("in ") {
+                phase.clone_into(&mut life.at);
+            } else if let Some(release) = line.strip_prefix("active ") {
                 life.said_active = release.parse().unwrap_or(0);
             } else if line.starts_with("serving ") {
                 life.served_after = Some(started.elapsed());

@@ -9,6 +9,7 @@ mod disk;
 mod flips;
 mod kill;
 mod random;
+mod syscalls;
 mod work;
 
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use clap::Parser;
 /// Pulls the plug and breaks disks.
 #[derive(Debug, Parser)]
 struct Args {
-    /// All rounds: 1000 kills, every operation failing, 64 budgets, 10000 flips.
+    /// All rounds: 1000 kills, every operation and system call failing, 64 budgets, 10000 flips.
     #[arg(long)]
     full: bool,
     /// Begins the random numbers.
@@ -28,13 +29,17 @@ struct Args {
     /// Works in this folder until killed; what the tests start.
     #[arg(long, hide = true)]
     worker: Option<PathBuf>,
+    /// Brings the second release into this folder; what the tests start.
+    #[arg(long, hide = true)]
+    one_cycle: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let done = match &args.worker {
-        Some(dir) => work::forever(dir),
-        None => all(&args),
+    let done = match (&args.worker, &args.one_cycle) {
+        (Some(dir), _) => work::forever(dir),
+        (None, Some(dir)) => work::second(dir),
+        (None, None) => all(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,6 +54,7 @@ fn all(args: &Args) -> anyhow::Result<()> {
     let rounds = |full, few| if args.full { full } else { few };
     println!("seed {}", args.seed);
     disk::every_operation_fails()?;
+    syscalls::every_call_fails(if args.full { 1 } else { 12 })?;
     disk::budgets(rounds(64, 16))?;
     flips::in_files(rounds(10_000, 300), args.seed)?;
     flips::in_transit(rounds(10_000, 300), args.seed)?;

@@ -69,7 +69,10 @@ pub(crate) fn forever(dir: &Path) -> anyhow::Result<()> {
     say("ready")?;
     loop {
         let floor = registry.store().read_blocking(|c| catalog::release_floor(c, &name))?;
-        cycle(registry.store(), registry.blobs(), registry.owner(), floor + 1)?;
+        let (store, blobs) = (registry.store(), registry.blobs());
+        told_cycle(store, blobs, registry.owner(), floor + 1, &|phase| {
+            say(&format!("in {phase}"))
+        })?;
         say(&format!("active {}", floor + 1))?;
     }
 }
@@ -80,6 +83,12 @@ fn say(line: &str) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
+/// Brings the second release in, once.
+pub(crate) fn second(dir: &Path) -> anyhow::Result<()> {
+    let registry = open(dir)?;
+    cycle(registry.store(), registry.blobs(), registry.owner(), 2)
+}
+
 /// One release: downloaded, verified, installed, activated; garbage collected.
 pub(crate) fn cycle(
     store: &Store,
@@ -87,10 +96,25 @@ pub(crate) fn cycle(
     owner: &OwnerKey,
     release: u64,
 ) -> anyhow::Result<()> {
+    told_cycle(store, blobs, owner, release, &|_| Ok(()))
+}
+
+/// What a cycle goes through, as [`told_cycle`] tells it.
+pub(crate) const PHASES: [&str; 5] = ["download", "verify", "install", "activate", "gc"];
+
+/// [`cycle`], told as it goes.
+fn told_cycle(
+    store: &Store,
+    blobs: &Blobs,
+    owner: &OwnerKey,
+    release: u64,
+    tell: &dyn Fn(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let manifest = manifest(release)?;
     let signed = owner.sign(&manifest)?;
     let (name, digest) = (name()?, signed.digest());
     let hold = gc::hold(blobs)?;
+    tell("download")?;
     for file in &manifest.files {
         let bytes = weights(release);
         let Begin::Incoming(mut incoming) = blobs.begin(&Expected::from(file))? else { continue };
@@ -99,18 +123,22 @@ pub(crate) fn cycle(
             incoming.write(piece)?;
         }
         incoming.commit()?;
+        tell("verify")?;
         blobs.open_verified(&file.digest)?;
     }
+    tell("install")?;
     let shared = blobs.clone();
     write(store, move |tx| {
         catalog::install(tx, &signed, &shared, 1)?;
         record(tx, "model.install", digest)
     })?;
     drop(hold);
+    tell("activate")?;
     write(store, move |tx| {
         catalog::activate(tx, &name, &digest, 2)?;
         record(tx, "model.activate", digest)
     })?;
+    tell("gc")?;
     let lock = gc::lock(blobs)?;
     let shared = blobs.clone();
     let (garbage, lock) = store.write_blocking(move |tx| {
