@@ -99,17 +99,31 @@ impl App {
         &self.models
     }
 
-    /// The model in the engine; one whose bytes are broken is sent for, so that the next question
-    /// may find it whole.
+    /// The model in the engine. One whose bytes are broken is sent for, so that the next question
+    /// may find it whole; until then the release that served before it answers, if it is whole and
+    /// the caller has not pinned one by its digest.
     ///
     /// # Errors
     /// [`ModelError`].
     pub(crate) async fn loaded(&self, name: &str) -> Result<Arc<LoadedModel>, ModelError> {
         let loaded = self.models.loaded(name, &self.standing(), self.state.clock().now_s()).await;
-        if let Err(ModelError::Verify { .. }) = &loaded {
-            self.link.repair();
+        if !matches!(loaded, Err(ModelError::Verify { .. })) {
+            return loaded;
         }
-        loaded
+        self.link.repair();
+        let Some(before) = self.models.before(name).await else { return loaded };
+        let now_s = self.state.clock().now_s();
+        match self.models.loaded(&before, &self.standing(), now_s).await {
+            Ok(model) => {
+                tracing::error!(
+                    name,
+                    before,
+                    "the active release is damaged: the one before serves"
+                );
+                Ok(model)
+            }
+            Err(_) => loaded,
+        }
     }
 
     pub(crate) fn engine(&self) -> &Engine {

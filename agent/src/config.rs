@@ -46,6 +46,8 @@ pub(crate) struct RegistryConfig {
     pub(crate) signing_roots: Vec<PathBuf>,
     /// Whether a model may be imported that no trusted signer has signed.
     pub(crate) unsigned_imports: UnsignedImports,
+    /// Seconds between two readings of all models' files; 0: never.
+    pub(crate) scrub_interval_s: u64,
 }
 
 /// What becomes of an import without a publisher's signature.
@@ -65,6 +67,7 @@ impl Default for RegistryConfig {
             signing_keys: Vec::new(),
             signing_roots: Vec::new(),
             unsigned_imports: UnsignedImports::Allowed,
+            scrub_interval_s: 7 * 86_400,
         }
     }
 }
@@ -75,12 +78,24 @@ impl Default for RegistryConfig {
 pub(crate) struct SyncConfig {
     /// Bytes per second that downloads may use; 0: no limit.
     pub(crate) download_bytes_per_s_max: u64,
+    /// What the link costs; on a metered one large downloads wait.
+    pub(crate) link_cost: fulmar_sync::LinkCost,
+    /// Bytes that one file may still cost on a metered link.
+    pub(crate) metered_bytes_max: u64,
+    /// Where models' files are asked for before the control plane, in this order: files by digest
+    /// under these addresses, as `http://cache.local/blobs`. They need no trust: every chunk is
+    /// held against what the owner signed.
+    pub(crate) blob_urls: Vec<String>,
 }
 
-#[allow(clippy::derivable_impls, reason = "the default is a decision, not the type's zero")]
 impl Default for SyncConfig {
     fn default() -> Self {
-        Self { download_bytes_per_s_max: 0 }
+        Self {
+            download_bytes_per_s_max: 0,
+            link_cost: fulmar_sync::LinkCost::Unknown,
+            metered_bytes_max: 16 << 20,
+            blob_urls: Vec::new(),
+        }
     }
 }
 

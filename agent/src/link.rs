@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use anyhow::Context as _;
 use fulmar_inference::engine::{Prompt, Request, Sampling};
 use fulmar_protocol::DeviceFacts;
-use fulmar_registry::VerifiedModel;
 use fulmar_registry::manifest::Health;
+use fulmar_registry::{Digest, VerifiedModel};
 use fulmar_sync::{Checked, Deps, Hooks, Identity, Sync};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -40,10 +40,24 @@ impl Link {
     ) -> anyhow::Result<JoinHandle<()>> {
         let identity_path = app.state().identity_path();
         let Some(identity) = Identity::load(&identity_path)? else {
-            return Ok(tokio::spawn(async move { stop.cancelled().await }));
+            let (app, interval_s) = (Arc::clone(app), app.config().registry.scrub_interval_s);
+            return Ok(tokio::spawn(async move {
+                let told = |_: &[Digest]| {
+                    tracing::error!("models are damaged: pull them again (fulmar list, show)");
+                };
+                let blobs = app.models().registry().blobs().clone();
+                let scrub = fulmar_sync::scrub(blobs, interval_s, told);
+                stop.run_until_cancelled(scrub).await;
+                stop.cancelled().await;
+            }));
         };
         let mut options = fulmar_sync::Options::default();
-        options.downloads.bytes_per_s_max = app.config().sync.download_bytes_per_s_max;
+        let settings = &app.config().sync;
+        options.downloads.bytes_per_s_max = settings.download_bytes_per_s_max;
+        options.downloads.metered_bytes_max = settings.metered_bytes_max;
+        options.cost = settings.link_cost;
+        options.blob_urls.clone_from(&settings.blob_urls);
+        options.scrub_interval_s = app.config().registry.scrub_interval_s;
         let sync = Sync::new(Deps {
             identity,
             identity_path,

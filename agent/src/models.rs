@@ -13,6 +13,7 @@ use fulmar_inference::gguf::{Gguf, GgufError, TensorInfo};
 use fulmar_policy::RunningAnswers;
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
 use fulmar_registry::import::ModelFacts;
+use fulmar_registry::manifest::Evaluation;
 use fulmar_registry::{
     Authority, Barred, Digest, LoadError, ModelRef, ReferenceError, Registry, Standing,
     VerifiedModel,
@@ -105,7 +106,7 @@ pub(crate) struct Installed {
     pub(crate) architecture: String,
     /// Number of parameters.
     pub(crate) parameters: u64,
-    /// `micro`, `small` or `medium`.
+    /// `nano`, `micro`, `small`, `medium` or `large`.
     pub(crate) size_class: &'static str,
     /// `Q8_0`, …
     pub(crate) quantization: String,
@@ -113,6 +114,14 @@ pub(crate) struct Installed {
     pub(crate) context_tokens: u32,
     /// SPDX expression.
     pub(crate) license: String,
+    /// Where it came from.
+    pub(crate) source: String,
+    /// The chat template's family.
+    pub(crate) template: String,
+    /// Bytes of memory with its whole context; 0 where not known.
+    pub(crate) memory_bytes: u64,
+    /// What was measured.
+    pub(crate) evaluation: Vec<Evaluation>,
     /// Bytes on disk.
     pub(crate) size_bytes: u64,
     /// Seconds since 1970.
@@ -140,6 +149,10 @@ impl From<catalog::Installed> for Installed {
             quantization: manifest.quantization,
             context_tokens: manifest.context_tokens,
             license: manifest.license,
+            source: manifest.source,
+            template: manifest.template,
+            memory_bytes: manifest.memory_bytes,
+            evaluation: manifest.evaluation,
             installed_at_s: model.installed_at_s,
             failure: model.failure,
         }
@@ -318,6 +331,17 @@ impl Models {
             }
         };
         self.load_verified(verified).await
+    }
+
+    /// The release that served before the active one of that name, by its digest; none where the
+    /// name is pinned to a digest itself.
+    pub(crate) async fn before(&self, name: &str) -> Option<String> {
+        let ModelRef { name, digest: None } = name.parse().ok()? else { return None };
+        let wanted = name.clone();
+        let found = self.store.read(move |c| catalog::slot(c, &wanted, Slot::Previous)).await;
+        let digest =
+            found.inspect_err(|error| tracing::warn!(%error, "read the catalog")).ok()??;
+        Some(ModelRef { name, digest: Some(digest) }.to_string())
     }
 
     /// Gives a verified model to the engine, unless the engine has it.

@@ -24,12 +24,14 @@ use crate::manifest::ManifestFile;
 
 mod chunked;
 mod copies;
+mod donors;
 mod faults;
 mod files;
 mod incoming;
 mod scrub;
 
 pub use copies::copy_of;
+pub use donors::Donors;
 pub use faults::{Fault, Faults, Op};
 pub use incoming::{Begin, Expected, Incoming};
 pub use scrub::{ScrubReport, Scrubbed};
@@ -295,6 +297,10 @@ impl Blobs {
         self.inner.dir.join("incoming").join(format!("{}.part", digest.hex()))
     }
 
+    fn quarantine_path(&self, digest: &Digest) -> PathBuf {
+        self.inner.dir.join("quarantine").join(digest.hex())
+    }
+
     /// Whether a complete blob of that length is there. Its bytes are verified by
     /// [`Blobs::open_verified`] only.
     #[must_use]
@@ -378,7 +384,7 @@ impl Blobs {
     /// Takes a blob that failed out of sight; kept (one per digest) for whoever wants to know why.
     fn quarantine(&self, digest: &Digest) -> Result<(), BlobError> {
         locked(&self.inner.verified).remove(digest);
-        let (from, to) = (self.path(digest), self.inner.dir.join("quarantine").join(digest.hex()));
+        let (from, to) = (self.path(digest), self.quarantine_path(digest));
         tracing::error!(%digest, path = %to.display(), "a blob is corrupt: moved to quarantine");
         self.inner.files.rename(&from, &to)
     }
@@ -472,7 +478,7 @@ impl Blobs {
     /// # Errors
     /// [`BlobError::Io`].
     pub fn remove_quarantined(&self, digest: &Digest) -> Result<(), BlobError> {
-        self.inner.files.remove(&self.inner.dir.join("quarantine").join(digest.hex()))
+        self.inner.files.remove(&self.quarantine_path(digest))
     }
 
     /// How full the store is.

@@ -96,7 +96,9 @@ impl Slot {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// The slot that a word means: as [`Slot::as_str`] says it.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         [Self::Active, Self::Previous, Self::Candidate].into_iter().find(|s| s.as_str() == text)
     }
 }

@@ -2,7 +2,8 @@
 //! under one rate. Who is asked, and how, is the caller's: it opens an answer at an offset.
 
 use std::future::Future;
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
@@ -10,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::Digest;
-use crate::blobs::{Begin, BlobError, Blobs, Expected, Incoming};
+use crate::blobs::{Begin, BlobError, Blobs, Donors, Expected, Incoming};
 
 /// How often one download begins anew without having come on, after a broken chunk or a cut
 /// connection.
@@ -106,7 +107,11 @@ impl Pace {
 /// How one try ended without failing for good.
 enum Tried {
     Done,
-    Again { last: String },
+    /// All that was asked for came; what follows is on the device.
+    Filled(Box<Incoming>),
+    Again {
+        last: String,
+    },
 }
 
 /// Brings a blob in; returns when it is durable. Dropped on the way, what came stays. `open` asks
@@ -125,20 +130,56 @@ where
     E: std::error::Error + 'static,
     F: Future<Output = Result<Response, E>>,
 {
+    let donors = Arc::default();
+    fetch_missing(blobs, expected, &donors, pace, without_resume, |range| open(range.start)).await
+}
+
+/// [`fetch`] of what donors do not have: `open` is asked for ranges, the last of which ends with
+/// the blob.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn fetch_missing<E, F>(
+    blobs: &Blobs,
+    expected: &Expected,
+    donors: &Arc<Donors>,
+    pace: &Pace,
+    without_resume: WithoutResume,
+    open: impl Fn(Range<u64>) -> F,
+) -> Result<(), FetchError<E>>
+where
+    E: std::error::Error + 'static,
+    F: Future<Output = Result<Response, E>>,
+{
     let digest = expected.digest;
     let mut tries = 0;
+    let mut held = None;
     loop {
-        let (store, wanted) = (blobs.clone(), expected.clone());
-        let mut incoming = match blocking(digest, move || store.begin(&wanted)).await?? {
-            Begin::Present => return Ok(()),
-            Begin::Incoming(incoming) => incoming,
+        let (store, wanted, local) = (blobs.clone(), expected.clone(), Arc::clone(donors));
+        let begin = move || {
+            let mut incoming = match held {
+                Some(incoming) => incoming,
+                None => match store.begin(&wanted)? {
+                    Begin::Present => return Ok(None),
+                    Begin::Incoming(incoming) => incoming,
+                },
+            };
+            incoming.fill(&local)?;
+            Ok::<_, BlobError>(Some(incoming))
         };
+        let Some(mut incoming) = blocking(digest, begin).await?? else { return Ok(()) };
+        held = None;
         let offset = incoming.offset();
         let tried = if incoming.remaining() == 0 {
             commit(incoming).await?
         } else {
+            let mut end = incoming.gap_end(donors);
             let answer =
-                open(offset).await.map_err(|source| FetchError::Open { digest, source })?;
+                open(offset..end).await.map_err(|source| FetchError::Open { digest, source })?;
+            if answer.status() == StatusCode::OK {
+                // It sends all, whatever it was asked for.
+                end = expected.size_bytes;
+            }
             if let Err(found) = begins_at(&answer, offset) {
                 if without_resume == WithoutResume::Refuse || answer.status() != StatusCode::OK {
                     return Err(FetchError::NoResume { digest, offset, found });
@@ -146,10 +187,14 @@ where
                 incoming =
                     blocking(digest, move || incoming.restart().map(|()| incoming)).await??;
             }
-            receive(incoming, answer, pace).await?
+            receive(incoming, answer, pace, end).await?
         };
         let last = match tried {
             Tried::Done => return Ok(()),
+            Tried::Filled(incoming) => {
+                (held, tries) = (Some(incoming), 0);
+                continue;
+            }
             Tried::Again { last } => last,
         };
         // A try that brought something does not count: slow links get there too.
@@ -166,8 +211,11 @@ async fn receive<E: std::error::Error + 'static>(
     mut incoming: Box<Incoming>,
     mut answer: Response,
     pace: &Pace,
+    end: u64,
 ) -> Result<Tried, FetchError<E>> {
-    let digest = incoming.expected().digest;
+    let (digest, size_bytes) = (incoming.expected().digest, incoming.expected().size_bytes);
+    // More than the whole blob is an error that the writer finds; more than a part is left.
+    let mut wanted = if end < size_bytes { end - incoming.offset() } else { u64::MAX };
     let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(PIECES_WAITING_MAX);
     let writer = tokio::task::spawn_blocking(move || {
         while let Some(piece) = receiver.blocking_recv() {
@@ -177,10 +225,12 @@ async fn receive<E: std::error::Error + 'static>(
     });
     let cut = loop {
         match answer.chunk().await {
-            Ok(Some(piece)) => {
+            Ok(Some(mut piece)) => {
+                piece.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+                wanted -= piece.len() as u64;
                 pace.take(piece.len()).await;
                 // A writer that has failed tells below.
-                if sender.send(piece.into()).await.is_err() {
+                if sender.send(piece.into()).await.is_err() || wanted == 0 {
                     break None;
                 }
             }
@@ -192,6 +242,7 @@ async fn receive<E: std::error::Error + 'static>(
     let written = writer.await.map_err(|_| FetchError::Stopped { digest })?;
     match (written, cut) {
         (Ok(incoming), None) if incoming.remaining() == 0 => commit(incoming).await,
+        (Ok(incoming), _) if incoming.offset() == end => Ok(Tried::Filled(incoming)),
         (Ok(incoming), cut) => {
             let early = || format!("the answer ended {} bytes early", incoming.remaining());
             Ok(Tried::Again { last: cut.unwrap_or_else(early) })

@@ -117,12 +117,16 @@ pub struct ManifestFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SizeClass {
-    /// Below 1.5 billion.
+    /// Below 100 million.
+    Nano,
+    /// 100 million to below 1.5 billion.
     Micro,
     /// 1.5 to below 14 billion.
     Small,
-    /// 14 billion and more.
+    /// 14 to 30 billion.
     Medium,
+    /// More than that.
+    Large,
 }
 
 impl SizeClass {
@@ -130,9 +134,11 @@ impl SizeClass {
     #[must_use]
     pub fn of(parameters: u64) -> Self {
         match parameters {
-            0..1_500_000_000 => Self::Micro,
+            0..100_000_000 => Self::Nano,
+            100_000_000..1_500_000_000 => Self::Micro,
             1_500_000_000..14_000_000_000 => Self::Small,
-            _ => Self::Medium,
+            14_000_000_000..=30_000_000_000 => Self::Medium,
+            _ => Self::Large,
         }
     }
 
@@ -140,9 +146,11 @@ impl SizeClass {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Nano => "nano",
             Self::Micro => "micro",
             Self::Small => "small",
             Self::Medium => "medium",
+            Self::Large => "large",
         }
     }
 }
@@ -152,10 +160,12 @@ impl std::str::FromStr for SizeClass {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
+            "nano" => Ok(Self::Nano),
             "micro" => Ok(Self::Micro),
             "small" => Ok(Self::Small),
             "medium" => Ok(Self::Medium),
-            _ => Err(field("size_class", text, "micro, small or medium")),
+            "large" => Ok(Self::Large),
+            _ => Err(field("size_class", text, "nano, micro, small, medium or large")),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Blobs from the control plane, within the caps of bandwidth and of metered links.
 
-use fulmar_registry::Digest;
-use fulmar_registry::blobs::{Blobs, Expected};
-use fulmar_registry::fetch::{FetchError, Pace, WithoutResume, fetch};
+use std::sync::Arc;
 
-use crate::transport::{Transport, TransportError};
+use fulmar_registry::Digest;
+use fulmar_registry::blobs::{Blobs, Donors, Expected};
+use fulmar_registry::fetch::{FetchError, Pace, WithoutResume, fetch_missing};
+
+use crate::mirror::Mirror;
+use crate::transport::{Part, Transport, TransportError};
 
 /// What the network costs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -86,23 +89,41 @@ pub struct Downloader {
     blobs: Blobs,
     limits: Limits,
     pace: Pace,
+    mirrors: Vec<Mirror>,
 }
 
 impl Downloader {
     /// From the control plane into `blobs`.
     #[must_use]
     pub fn new(transport: Transport, blobs: Blobs, limits: Limits) -> Self {
-        Self { transport, blobs, limits, pace: Pace::new(limits.bytes_per_s_max) }
+        Self {
+            transport,
+            blobs,
+            limits,
+            pace: Pace::new(limits.bytes_per_s_max),
+            mirrors: Vec::new(),
+        }
     }
 
-    /// Brings a blob in; returns when it is durable. Dropped on the way, what came stays. On a
+    /// With sources that are asked before the control plane, in their order.
+    #[must_use]
+    pub(crate) fn with_mirrors(self, mirrors: Vec<Mirror>) -> Self {
+        Self { mirrors, ..self }
+    }
+
+    /// Brings a blob in, without the chunks that donors have; returns when it is durable. Dropped on the way, what came stays. On a
     /// metered link it neither fetches more than the limit nor begins anew by itself.
     ///
     /// # Errors
     /// [`DownloadError`].
-    pub async fn fetch(&self, expected: &Expected, cost: LinkCost) -> Result<(), DownloadError> {
-        let digest = expected.digest;
-        let remaining = expected.size_bytes.saturating_sub(self.blobs.bytes_present(&digest));
+    pub async fn fetch(
+        &self,
+        expected: &Expected,
+        donors: &Arc<Donors>,
+        cost: LinkCost,
+    ) -> Result<(), DownloadError> {
+        let (digest, size_bytes) = (expected.digest, expected.size_bytes);
+        let remaining = donors.missing_bytes(expected, self.blobs.bytes_present(&digest));
         let limit = self.limits.metered_bytes_max;
         let without_resume = match cost {
             LinkCost::Metered if remaining > limit => {
@@ -111,7 +132,20 @@ impl Downloader {
             LinkCost::Metered => WithoutResume::Refuse,
             LinkCost::Unknown | LinkCost::Unmetered => WithoutResume::Restart,
         };
-        let open = |offset| self.transport.blob_from(&digest, offset);
-        Ok(fetch(&self.blobs, expected, &self.pace, without_resume, open).await?)
+        for mirror in &self.mirrors {
+            let open = |range| mirror.blob(&digest, Part::of(range, size_bytes));
+            let (blobs, pace) = (&self.blobs, &self.pace);
+            match fetch_missing(blobs, expected, donors, pace, without_resume, open).await {
+                Ok(()) => return Ok(()),
+                // No other source has more room.
+                Err(error @ (FetchError::Blobs(_) | FetchError::Stopped { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => tracing::info!(url = mirror.url(), %error, "a source failed"),
+            }
+        }
+        let open = |range| self.transport.blob(&digest, Part::of(range, size_bytes));
+        let (blobs, pace) = (&self.blobs, &self.pace);
+        Ok(fetch_missing(blobs, expected, donors, pace, without_resume, open).await?)
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fulmar_policy::audit::{AuditError, Event, Outcome};
-use fulmar_registry::blobs::Expected;
+use fulmar_registry::blobs::{Donors, Expected};
 use fulmar_registry::catalog::{self, CatalogError, Filter};
 use fulmar_registry::gc::{self, Garbage, GcError, Keep};
 use fulmar_registry::trust::Admitted;
@@ -270,7 +270,8 @@ impl Reconciler {
         };
         for file in &signed.manifest().files {
             let expected = Expected::from(file);
-            let fetch = self.downloader.fetch(&expected, cost);
+            let donors = self.donors(&expected).await?;
+            let fetch = self.downloader.fetch(&expected, &donors, cost);
             tokio::pin!(fetch);
             let mut tick = tokio::time::interval(std::time::Duration::from_millis(500));
             loop {
@@ -294,6 +295,17 @@ impl Reconciler {
             done(tx, at_s, "model.install", &name, Outcome::Completed, detail)
         })
         .await
+    }
+
+    /// What the device has already of a blob: in other releases, in quarantine.
+    async fn donors(&self, expected: &Expected) -> Result<Arc<Donors>, StepError> {
+        let (blobs, expected) = (self.registry.blobs().clone(), expected.clone());
+        let read = move |connection: &rusqlite::Connection| {
+            let installed = catalog::list(connection, &Filter::default())?;
+            let files = installed.iter().flat_map(|model| &model.manifest.files);
+            Ok::<_, StepError>(Arc::new(Donors::of(&blobs, &expected, files)))
+        };
+        self.registry.store().read(read).await
     }
 
     /// From the store where an earlier try left it, else from the control plane.

@@ -20,10 +20,12 @@ use crate::clock::SignedClock;
 use crate::desired::{self, Desired, in_words};
 use crate::download::{Downloader, Limits, LinkCost};
 use crate::identity::Identity;
+use crate::mirror::Mirror;
 use crate::outbox;
 use crate::reconcile::{Hooks, Reconciler, Retry};
 use crate::refresh::RefreshError;
 use crate::schedule::{self, Schedule};
+use crate::scrub::scrub;
 use crate::state;
 use crate::status::{Link, Progress, Status};
 use crate::transport::{Transport, TransportError};
@@ -44,6 +46,8 @@ pub struct Options {
     pub downloads: Limits,
     /// What the network costs.
     pub cost: LinkCost,
+    /// Where blobs are asked for before the control plane, in this order.
+    pub blob_urls: Vec<String>,
     /// How long between two scrubs of all blobs, in seconds; 0: never.
     pub scrub_interval_s: u64,
 }
@@ -54,6 +58,7 @@ impl Default for Options {
             schedule: schedule::Options::default(),
             downloads: Limits::default(),
             cost: LinkCost::default(),
+            blob_urls: Vec::new(),
             scrub_interval_s: 7 * 86_400,
         }
     }
@@ -143,8 +148,10 @@ impl Sync {
         })?;
         clock.raise(signed_s);
         let transport = Transport::member(&identity, Arc::clone(&clock))?;
+        let mirrors = Mirror::all(&options.blob_urls)?;
         let downloader =
-            Downloader::new(transport.clone(), registry.blobs().clone(), options.downloads);
+            Downloader::new(transport.clone(), registry.blobs().clone(), options.downloads)
+                .with_mirrors(mirrors);
         let reconciler = Reconciler {
             registry: registry.clone(),
             transport: transport.clone(),
@@ -371,30 +378,8 @@ impl Inner {
 
     /// Reads all blobs now and then; what is broken is fetched again.
     async fn scrub(&self) {
-        if self.options.scrub_interval_s == 0 {
-            return;
-        }
-        loop {
-            tokio::time::sleep(Duration::from_secs(self.options.scrub_interval_s)).await;
-            let blobs = self.registry.blobs().clone();
-            // A pause after each blob leaves the disk to others.
-            let pause = || {
-                std::thread::sleep(Duration::from_millis(100));
-                true
-            };
-            let scrubbed = tokio::task::spawn_blocking(move || blobs.scrub(pause)).await;
-            match scrubbed {
-                Ok(Ok(report)) if report.corrupt.is_empty() => {
-                    tracing::info!(report.blobs, report.bytes, "all blobs are sound");
-                }
-                Ok(Ok(report)) => {
-                    tracing::error!(corrupt = ?report.corrupt, "blobs are corrupt: fetched again");
-                    self.changed.notify_one();
-                }
-                Ok(Err(error)) => tracing::warn!(%error, "the scrub did not end"),
-                Err(_) => return,
-            }
-        }
+        let blobs = self.registry.blobs().clone();
+        scrub(blobs, self.options.scrub_interval_s, |_| self.changed.notify_one()).await;
     }
 }
 

@@ -2,6 +2,7 @@
 //! the control plane worded it.
 
 use std::error::Error as _;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -75,6 +76,31 @@ impl TransportError {
             Self::Unreachable { .. } => true,
             Self::Refused { status, .. } => *status == 429 || *status >= 500,
             _ => false,
+        }
+    }
+}
+
+/// A part of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Its first byte.
+    start: u64,
+    /// Where it ends, where that is before the blob does.
+    end: Option<u64>,
+}
+
+impl Part {
+    /// Of a blob of that length.
+    pub(crate) fn of(range: Range<u64>, size_bytes: u64) -> Self {
+        Self { start: range.start, end: (range.end < size_bytes).then_some(range.end) }
+    }
+
+    /// As `Range` says it; the whole blob needs none.
+    pub(crate) fn header(self) -> Option<String> {
+        match (self.start, self.end) {
+            (0, None) => None,
+            (start, None) => Some(format!("bytes={start}-")),
+            (start, Some(end)) => Some(format!("bytes={start}-{}", end.saturating_sub(1))),
         }
     }
 }
@@ -190,17 +216,17 @@ impl Transport {
         }
     }
 
-    /// A blob's bytes from `offset` on, as they come. The answer's status is 200 or 206; the
+    /// A blob's bytes, as they come: to the end of the range, or of the blob where that is open. The answer's status is 200 or 206; the
     /// caller checks where it begins.
-    pub(crate) async fn blob_from(
+    pub(crate) async fn blob(
         &self,
         digest: &Digest,
-        offset: u64,
+        range: Part,
     ) -> Result<Response, TransportError> {
         let path = format!("/device/v1/blobs/{digest}");
         let mut request = self.request(Method::GET, &path);
-        if offset > 0 {
-            request = request.header(reqwest::header::RANGE, format!("bytes={offset}-"));
+        if let Some(range) = range.header() {
+            request = request.header(reqwest::header::RANGE, range);
         }
         let response = request.send().await.map_err(|error| unreachable(&self.base, &error))?;
         match response.status() {

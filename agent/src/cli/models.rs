@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
 use fulmar_policy::{Action, Principal};
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
+use fulmar_registry::manifest::SizeClass;
 use fulmar_registry::{ModelRef, Standing};
 use serde_json::json;
 
@@ -21,6 +22,16 @@ pub(crate) struct ListArgs {
     /// Only this architecture.
     #[arg(long)]
     architecture: Option<String>,
+    /// Only this size class: nano (below 100M parameters), micro (below 1.5B), small (below 14B),
+    /// medium (up to 30B), large.
+    #[arg(long)]
+    size_class: Option<SizeClass>,
+    /// Only models that are known to need at most that many bytes of memory.
+    #[arg(long)]
+    memory_bytes_max: Option<u64>,
+    /// Only this slot: active, candidate, previous.
+    #[arg(long, value_parser = slot)]
+    slot: Option<Slot>,
     /// Only this quantisation.
     #[arg(long)]
     quantization: Option<String>,
@@ -44,7 +55,9 @@ pub(crate) fn list(place: &Place, args: &ListArgs) -> anyhow::Result<ExitCode> {
         quantization: args.quantization.clone(),
         license: args.license.clone(),
         context_tokens_min: args.context_tokens_min,
-        ..Filter::default()
+        size_class: args.size_class,
+        memory_bytes_max: args.memory_bytes_max,
+        slot: args.slot,
     };
     let found: Vec<Installed> = state
         .store()
@@ -54,6 +67,10 @@ pub(crate) fn list(place: &Place, args: &ListArgs) -> anyhow::Result<ExitCode> {
         .collect();
     if args.json {
         output::json(&found)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if found.is_empty() && filter != Filter::default() {
+        println!("no model on this device is like that; fulmar list shows all");
         return Ok(ExitCode::SUCCESS);
     }
     if found.is_empty() {
@@ -84,6 +101,10 @@ pub(crate) fn list(place: &Place, args: &ListArgs) -> anyhow::Result<ExitCode> {
     }
     println!("{table}");
     Ok(ExitCode::SUCCESS)
+}
+
+fn slot(text: &str) -> Result<Slot, String> {
+    Slot::parse(text).ok_or_else(|| format!("{text:?} is none of active, candidate, previous"))
 }
 
 fn signed_by(model: &Installed) -> &'static str {
@@ -195,7 +216,7 @@ pub(crate) fn rm(place: &Place, args: &RmArgs) -> anyhow::Result<ExitCode> {
 /// Arguments of `fulmar rollback`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RollbackArgs {
-    /// A model's name.
+    /// A model's name, or NAME@sha256:… for the release that must be the one before.
     name: ModelRefArg,
     /// Why, for the audit log and for whoever wonders later.
     #[arg(long, default_value = "rolled back by hand")]
@@ -206,12 +227,19 @@ pub(crate) struct RollbackArgs {
 pub(crate) fn rollback(place: &Place, args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
     let principal = Principal::local();
-    let name = args.name.0.name.clone();
+    let (name, wanted) = (args.name.0.name.clone(), args.name.0.digest);
     state.policy()?.decide(&principal, Action::ModelActivate, &name.to_string())?;
     let (reason, at_s) = (args.reason.clone(), state.clock().now_s());
     let back = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
         let back: Result<_, CatalogError> = catalog::rollback(tx, &name, &reason, at_s);
         let back = back?;
+        // Nothing has happened yet: the transaction ends with the error.
+        anyhow::ensure!(
+            wanted.is_none_or(|wanted| wanted == back.to),
+            "go back to {}: the release before the active one is {}",
+            wanted.map(|wanted| wanted.to_string()).unwrap_or_default(),
+            back.to
+        );
         let reference = ModelRef { name: name.clone(), digest: Some(back.to) };
         let to: Result<_, CatalogError> = catalog::find(tx, &reference);
         let to = to?;

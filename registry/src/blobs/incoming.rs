@@ -109,6 +109,11 @@ impl Incoming {
         self.offset
     }
 
+    /// Index of the chunk under way.
+    pub(super) fn chunk_index(&self) -> usize {
+        self.chunk_index
+    }
+
     /// Bytes still to come.
     #[must_use]
     pub fn remaining(&self) -> u64 {

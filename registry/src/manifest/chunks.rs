@@ -32,6 +32,9 @@ pub struct ChunkHasher {
     chunk_len: u64,
     size_bytes: u64,
     borders: std::iter::Peekable<std::vec::IntoIter<u64>>,
+    /// Where the first tensor begins: what is before it is a chunk of its own, so that a longer
+    /// header moves no other cut.
+    first: Option<u64>,
     digests: Vec<Digest>,
     sizes: Vec<u64>,
 }
@@ -53,6 +56,7 @@ impl ChunkHasher {
             chunk: Context::new(&SHA256),
             chunk_len: 0,
             size_bytes: 0,
+            first: borders.first().copied(),
             borders: borders.into_iter().peekable(),
             digests: Vec::new(),
             sizes: Vec::new(),
@@ -87,6 +91,7 @@ impl ChunkHasher {
 
     fn at_cut(&mut self) -> bool {
         self.chunk_len == CHUNK_BYTES
+            || self.first == Some(self.size_bytes)
             || (self.chunk_len >= CHUNK_BYTES_MIN && self.borders.peek() == Some(&self.size_bytes))
     }
 
