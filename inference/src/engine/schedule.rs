@@ -1,7 +1,9 @@
 //! Which sequences take part in a step, with how many tokens, in which cache blocks.
 //!
 //! Higher priorities go first; within one priority the principal served least; within a principal
-//! the first to arrive. Sequences that decode come before those that read their prompt, which
+//! the first to arrive. A priority that goes unserved rises by one every [`AGING_STEPS`] steps, and
+//! the sequence that is let in by that keeps the risen right, so that a stream of higher ones delays
+//! a lower one and never starves it. Sequences that decode come before those that read their prompt, which
 //! share what is left of the step in chunks. When blocks run out, the least entitled sequence gives
 //! its blocks back and waits to be computed again. Invariants:
 //! - In every step the most entitled of those that decode, or else of those that read, makes
@@ -15,6 +17,10 @@ use std::cmp::Reverse;
 use super::sequence::{Kind, Sequence};
 use super::shares::Shares;
 use crate::kv::BlockPool;
+
+/// Steps without service after which a priority counts one higher: the lowest priority waits for
+/// the highest ones at most `255 * AGING_STEPS` steps.
+pub(crate) const AGING_STEPS: u64 = 4;
 
 /// Limits of one step.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +38,7 @@ pub(crate) struct Scheduler<W> {
     running: Vec<Sequence<W>>,
     pub(crate) pool: BlockPool,
     shares: Shares,
+    aging: Aging,
     step: u64,
     preemptions: u64,
 }
@@ -58,7 +65,22 @@ pub(crate) struct Plan {
 }
 
 /// Smaller goes first.
-type Rank = (Reverse<u8>, u64, u64);
+type Rank = (Reverse<u64>, u64, u64);
+
+/// When each priority was last served.
+#[derive(Debug)]
+struct Aging([u64; 256]);
+
+impl Aging {
+    /// What a priority counts as after this many steps.
+    fn risen(&self, priority: u8, step: u64) -> u64 {
+        u64::from(priority) + step.saturating_sub(self.0[usize::from(priority)]) / AGING_STEPS
+    }
+
+    fn served(&mut self, priority: u8, step: u64) {
+        self.0[usize::from(priority)] = step;
+    }
+}
 
 impl<W> Scheduler<W> {
     pub(crate) fn new(pool: BlockPool) -> Self {
@@ -67,6 +89,7 @@ impl<W> Scheduler<W> {
             running: Vec::new(),
             pool,
             shares: Shares::default(),
+            aging: Aging([0; 256]),
             step: 0,
             preemptions: 0,
         }
@@ -74,6 +97,11 @@ impl<W> Scheduler<W> {
 
     pub(crate) fn add(&mut self, sequence: Sequence<W>) {
         self.shares.arrive(&sequence.principal);
+        let mut all = self.waiting.iter().chain(&self.running);
+        if !all.any(|s| s.priority == sequence.priority) {
+            // Nobody of this priority was waiting to be served.
+            self.aging.served(sequence.priority, self.step);
+        }
         self.waiting.push(sequence);
     }
 
@@ -103,7 +131,12 @@ impl<W> Scheduler<W> {
     }
 
     fn rank(&self, s: &Sequence<W>) -> Rank {
-        (Reverse(s.priority), self.shares.served(&s.principal), s.id)
+        (Reverse(self.right(s)), self.shares.served(&s.principal), s.id)
+    }
+
+    /// What a sequence's priority counts as now.
+    fn right(&self, s: &Sequence<W>) -> u64 {
+        self.aging.risen(s.priority, self.step).max(s.right)
     }
 
     /// Takes out the sequences that `ends` says are over, and frees what they hold.
@@ -244,7 +277,10 @@ impl<W> Scheduler<W> {
             .filter(|&i| {
                 let s = &self.running[i];
                 let theirs = self.rank(s);
-                let outranked = s.priority < candidate.priority;
+                // Who has risen waits for a place, and keeps the one it rose to: only a priority
+                // as it was asked for takes one away.
+                let asked = u64::from(candidate.priority);
+                let outranked = s.priority < candidate.priority && s.right <= asked;
                 let over_quota = s.priority == candidate.priority
                     && rank.1 < theirs.1
                     && mine < quota
@@ -284,7 +320,9 @@ impl<W> Scheduler<W> {
             if draft.preempted() || !self.fits(next, limits) {
                 return;
             }
+            let right = self.right(&self.waiting[next]);
             let mut sequence = self.waiting.remove(next);
+            sequence.right = right;
             self.shares.start(&sequence.principal);
             sequence.resume(&mut self.pool, &mut plan.copies);
             self.running.push(sequence);
@@ -303,6 +341,11 @@ impl<W> Scheduler<W> {
                 let sequence = self.running.remove(i);
                 self.shares.stop(&sequence.principal);
                 self.waiting.push(sequence);
+            }
+        }
+        for (id, _) in draft.items.iter().filter(|(_, item)| item.len > 0) {
+            if let Some(planned) = self.running.iter().find(|s| s.id == *id) {
+                self.aging.served(planned.priority, self.step);
             }
         }
         let index_of = |id: u64| self.running.iter().position(|s| s.id == id);

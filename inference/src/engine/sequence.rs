@@ -36,6 +36,8 @@ pub(crate) struct Sequence<W> {
     links: Vec<Link>,
     /// The step it last took part in.
     pub(super) stepped: u64,
+    /// What its priority counted as when it was let in; at least that from then on.
+    pub(super) right: u64,
 }
 
 impl<W> Sequence<W> {
@@ -60,6 +62,7 @@ impl<W> Sequence<W> {
             blocks: Vec::new(),
             links: Vec::new(),
             stepped: 0,
+            right: 0,
         }
     }
 

@@ -60,6 +60,60 @@ fn a_higher_priority_takes_a_running_sequences_place() {
 }
 
 #[test]
+fn a_stream_of_high_priorities_delays_a_low_one_and_does_not_starve_it() {
+    let high = |i| Wanted { priority: 255, tokens_max: 8, ..by("busy", i) };
+    let mut stage = Stage::new(Setup { sequences: 1, ..Setup::default() });
+    let mut stream: Vec<_> = (1..=2).map(|i| stage.ask(&high(i))).collect();
+    let mut low = stage.ask(&Wanted { priority: 250, ..by("patient", 9) });
+    let (mut turns, mut served) = (0, 0);
+    let mut ended = false;
+    while !ended {
+        stage.turn();
+        turns += 1;
+        assert!(turns < 1000, "it starves: {served} of the higher ones were served");
+        for events in &mut stream {
+            while let Ok(event) = events.try_recv() {
+                if matches!(event, Event::Done { .. }) {
+                    served += 1;
+                    *events = stage.ask(&high(served % 20 + 1));
+                }
+            }
+        }
+        while let Ok(event) = low.try_recv() {
+            ended |= matches!(event, Event::Done { .. });
+        }
+    }
+    // Five priorities below: twenty steps and the running ones' ends before it, 41 for itself.
+    assert!(served >= 2, "the higher ones went first");
+    assert!(turns <= 41 + 6 * 4 + 2 * 9, "{turns} steps");
+    assert_eq!(stage.loaded.totals().preemptions, 0);
+}
+
+#[test]
+fn five_principals_get_equal_shares_however_much_each_asks_for() {
+    let names = ["a", "b", "c", "d", "e"];
+    let mut stage = Stage::new(Setup { sequences: 2, blocks: 256, ..Setup::default() });
+    let mut events = Vec::new();
+    for (i, name) in names.into_iter().enumerate() {
+        // The first asks for six answers, the last for thirty.
+        for n in 0..6 * (i as u32 + 1) {
+            events.push((i, stage.ask(&by(name, i as u32 * 40 + n))));
+        }
+    }
+    let mut tokens = [0usize; 5];
+    while tokens.iter().sum::<usize>() < 800 {
+        stage.turn();
+        for (i, events) in &mut events {
+            while let Ok(event) = events.try_recv() {
+                tokens[*i] += usize::from(matches!(event, Event::Token { .. }));
+            }
+        }
+    }
+    let (least, most) = (tokens.iter().min().unwrap(), tokens.iter().max().unwrap());
+    assert!(most - least <= 100, "{tokens:?}: more than two answers and a half apart");
+}
+
+#[test]
 fn within_a_principal_the_first_to_come_is_the_first_to_go() {
     let mut stage = Stage::new(Setup { sequences: 1, ..Setup::default() });
     let mut events: Vec<_> = (1..=4).map(|i| stage.ask(&by("a", i))).collect();
