@@ -62,11 +62,18 @@ const TEXTS: [&str; 6] = [
     "äöü → the",
 ];
 
+/// Every architecture on every backend with every precision that its cache is given on devices.
+fn every_way() -> impl Iterator<Item = (&'static str, BackendChoice, KvType)> {
+    let backends = [BackendChoice::Native, BackendChoice::Candle];
+    let ways = backends.into_iter().flat_map(|b| [KvType::F16, KvType::Q8].map(|kv| (b, kv)));
+    let ways: Vec<_> = ways.collect();
+    Sample::families().flat_map(move |f| ways.clone().into_iter().map(move |(b, kv)| (f, b, kv)))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn on_every_architecture_requests_together_get_the_text_they_get_alone() {
-    let backends = [BackendChoice::Native, BackendChoice::Candle];
-    for (family, backend) in Sample::families().flat_map(|f| backends.map(|b| (f, b))) {
-        let options = || EngineOptions { backend, ..options() };
+    for (family, backend, kv_type) in every_way() {
+        let options = || EngineOptions { backend, kv_type, ..options() };
         let engine = engine_with(family, options()).await;
         let mut alone = Vec::new();
         for text in TEXTS {
@@ -83,7 +90,7 @@ async fn on_every_architecture_requests_together_get_the_text_they_get_alone() {
             assert_eq!(
                 got.ids,
                 alone[i % TEXTS.len()],
-                "{family}, {backend:?}: {:?}",
+                "{family}, {backend:?}, {kv_type:?}: {:?}",
                 TEXTS[i % TEXTS.len()]
             );
         }
@@ -291,10 +298,9 @@ async fn texts_of(family: &str, options: EngineOptions, requests: &[Request]) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn preempted_or_guessed_or_from_the_prefix_cache_the_texts_are_the_same() {
-    let families = ["llama", "gemma3", "phi3"];
-    let backends = [BackendChoice::Native, BackendChoice::Candle];
-    for (family, backend) in families.into_iter().flat_map(|f| backends.map(|b| (f, b))) {
-        let options = || EngineOptions { backend, speculation: Speculation::Off, ..options() };
+    for (family, backend, kv_type) in every_way() {
+        let speculation = Speculation::Off;
+        let options = || EngineOptions { backend, kv_type, speculation, ..options() };
         let mut requests = Vec::new();
         for (i, text) in TEXTS.iter().cycle().take(9).enumerate() {
             let sampling =
@@ -305,9 +311,10 @@ async fn preempted_or_guessed_or_from_the_prefix_cache_the_texts_are_the_same() 
         let plain = EngineOptions { prefix_cache: PrefixCache::Off, ..options() };
         let expected = texts_of(family, plain, &requests).await;
         let tight = EngineOptions { kv_tokens_max: 256, ..options() };
-        assert_eq!(texts_of(family, tight, &requests).await, expected, "{family}, {backend:?}");
+        let way = format!("{family}, {backend:?}, {kv_type:?}");
+        assert_eq!(texts_of(family, tight, &requests).await, expected, "preempted: {way}");
         let guessing = EngineOptions { speculation: Speculation::Auto, ..options() };
-        assert_eq!(texts_of(family, guessing, &requests).await, expected, "{family}, {backend:?}");
+        assert_eq!(texts_of(family, guessing, &requests).await, expected, "guessed: {way}");
     }
 }
 
