@@ -141,6 +141,7 @@ enum Command {
 
 /// Parses the arguments, runs the command, prints a failure with its causes.
 pub(crate) fn main() -> ExitCode {
+    be_quiet_on_closed_pipes();
     // One provider for the process, before anything speaks TLS.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let Cli { place, command } = Cli::parse();
@@ -151,6 +152,18 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whoever reads our output may have read enough (`fulmar list | head`): the end of the command,
+/// and nothing to complain about.
+fn be_quiet_on_closed_pipes() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if !(text.starts_with("failed printing to std") && text.contains("Broken pipe")) {
+            usual(panic);
+        }
+    }));
 }
 
 fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {

@@ -140,9 +140,16 @@ pub enum StartError {
     Thread(#[source] std::io::Error),
 }
 
-/// The model could not be unloaded.
+fn refused(reason: NotTaken) -> OrderRefused {
+    match reason {
+        NotTaken::Closed => OrderRefused::ShuttingDown,
+        NotTaken::Full { max } => OrderRefused::Busy { max },
+    }
+}
+
+/// The model could not be unloaded, or not be told when to go.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UnloadRefused {
+pub enum OrderRefused {
     /// No model of this name is loaded.
     #[error("model \"{name}\" is not loaded")]
     NotLoaded {
@@ -214,15 +221,23 @@ impl Engine {
     /// Unloads a model: its sequences end as cancelled.
     ///
     /// # Errors
-    /// [`UnloadRefused`].
-    pub async fn unload(&self, name: &str) -> Result<(), UnloadRefused> {
+    /// [`OrderRefused`].
+    pub async fn unload(&self, name: &str) -> Result<(), OrderRefused> {
         let (reply, answer) = oneshot::channel();
         let order = Order::Unload { name: name.to_owned(), reply };
-        self.shared.mailbox.push_order(order).map_err(|e| match e {
-            NotTaken::Closed => UnloadRefused::ShuttingDown,
-            NotTaken::Full { max } => UnloadRefused::Busy { max },
-        })?;
-        answer.await.unwrap_or(Err(UnloadRefused::ShuttingDown))
+        self.shared.mailbox.push_order(order).map_err(refused)?;
+        answer.await.unwrap_or(Err(OrderRefused::ShuttingDown))
+    }
+
+    /// Says anew how long a loaded model stays when it is idle. A pinned one stays pinned.
+    ///
+    /// # Errors
+    /// [`OrderRefused`].
+    pub async fn keep_alive(&self, name: &str, keep_alive: KeepAlive) -> Result<(), OrderRefused> {
+        let (reply, answer) = oneshot::channel();
+        let order = Order::KeepAlive { name: name.to_owned(), keep_alive, reply };
+        self.shared.mailbox.push_order(order).map_err(refused)?;
+        answer.await.unwrap_or(Err(OrderRefused::ShuttingDown))
     }
 
     /// Accepts a request or refuses it at once; never waits for a place. (It renders the template,

@@ -6,9 +6,9 @@ mod by_file;
 mod governor;
 mod surface;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use fulmar_tests::{Fleet, Process, fulmar_ok, json_of, python, root, text};
+use fulmar_tests::{Fleet, Process, fulmar_bin, fulmar_ok, json_of, python, root, text};
 
 #[test]
 fn the_quickstart_answers_and_a_second_run_takes_up_where_the_first_stopped() {
@@ -67,6 +67,18 @@ fn a_device_works_on_without_its_control_plane_and_catches_up_after() {
     let audit = fleet.operator(&format!("devices/{device}/audit"));
     let seen = serde_json::to_string(&audit).unwrap();
     assert!(seen.contains(&format!("\"seq\":{entry}")), "entry {entry} arrived: {seen}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_gets_no_complaint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(fulmar_bin());
+    command.args(["config", "show", "--dir", text(dir.path())]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 
 #[test]

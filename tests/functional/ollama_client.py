@@ -1,7 +1,9 @@
 """The official ollama package against a device."""
 
+import datetime
 import json
 import os
+import time
 
 import ollama
 
@@ -45,11 +47,21 @@ assert abs(sum(x * x for x in made.embeddings[0]) - 1) < 1e-3 and made.prompt_ev
 running = client.ps().models
 assert [m.model for m in running] == [model] and running[0].size > 0, running
 
+client.generate(model, keep_alive="1h30m")
+left_s = (client.ps().models[0].expires_at - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+assert 5300 < left_s < 5500, left_s
+client.chat(model, messages, options=greedy, keep_alive=-1)
+assert client.ps().models[0].expires_at is None
+client.embed(model, "a fan", keep_alive=0)
+deadline = time.monotonic() + 10
+while client.ps().models:
+    assert time.monotonic() < deadline, "a model with keep_alive 0 is still loaded"
+
 for status, word, call in [
     (404, "no/such:model", lambda: client.chat("no/such:model", messages)),
     (400, "images", lambda: client.generate(model, "a", images=[b"x"])),
     (400, "suffix", lambda: client.generate(model, "a", suffix="b")),
-    (400, "keep_alive", lambda: client.chat(model, messages, keep_alive="5m")),
+    (400, "keep_alive", lambda: client.chat(model, messages, keep_alive="soon")),
     (400, "num_ctx", lambda: client.chat(model, messages, options={"num_ctx": 10_000_000})),
     (400, "mirostat", lambda: client.chat(model, messages, options={"mirostat": 1})),
     (400, "temperature", lambda: client.chat(model, messages, options={"temperature": 9})),

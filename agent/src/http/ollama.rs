@@ -2,7 +2,7 @@
 //! with the same tokens, permits and audit entries.
 //!
 //! Deliberately absent: pulling, pushing, creating and deleting models over HTTP (what runs here is
-//! signed), images, and `keep_alive` (how long models stay is the device's to say).
+//! signed), and images.
 
 mod answer;
 mod request;
@@ -13,6 +13,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use fulmar_inference::engine::KeepAlive;
 use fulmar_policy::Action;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use super::error::{ApiError, FieldNames};
 use super::{body, local};
 use crate::app::App;
 use crate::ask::{self, EmbedQuestion, Question};
-use crate::models::Installed;
+use crate::models::{Installed, LoadedModel};
 use answer::Shape;
 use request::{ChatRequest, EmbedRequest, GenerateRequest};
 
@@ -147,11 +148,13 @@ pub(crate) async fn embed(
     let begun = std::time::Instant::now();
     let request = EmbedRequest::parse(&body)?;
     let (inputs, prompt) = request.inputs()?;
+    let keep_alive = request.keep_alive()?;
     let permit = local::permit(&app, &principal, request.model()).await?;
     let question = EmbedQuestion { endpoint: "/api/embed", inputs, prompt };
     let names = FieldNames { prompt: "input", constraint: "input" };
     let embedded =
         ask::embed(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
+    keep(&app, &embedded.model, keep_alive).await;
     Ok(Json(json!({
         "model": embedded.model.name,
         "embeddings": embedded.embeddings.vectors,
@@ -171,6 +174,7 @@ pub(crate) async fn chat(
     let permit = local::permit(&app, &principal, request.model()).await?;
     if request.is_load() {
         let model = app.loaded(permit.resource()).await?;
+        keep(&app, &model, request.keep_alive()).await;
         return Ok(answer::loaded(Shape::Chat, &model.name));
     }
     let question = Question {
@@ -180,6 +184,7 @@ pub(crate) async fn chat(
     };
     let names = FieldNames { prompt: "messages", constraint: "format" };
     let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
+    keep(&app, &answer.model, request.keep_alive()).await;
     Ok(answer::send(answer, Shape::Chat, request.is_stream()).await?)
 }
 
@@ -193,6 +198,7 @@ pub(crate) async fn generate(
     let permit = local::permit(&app, &principal, request.model()).await?;
     if request.is_load() {
         let model = app.loaded(permit.resource()).await?;
+        keep(&app, &model, request.keep_alive()).await;
         return Ok(answer::loaded(Shape::Generate, &model.name));
     }
     let question = Question {
@@ -202,7 +208,17 @@ pub(crate) async fn generate(
     };
     let names = FieldNames { prompt: "prompt", constraint: "format" };
     let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
+    keep(&app, &answer.model, request.keep_alive()).await;
     Ok(answer::send(answer, Shape::Generate, request.is_stream()).await?)
+}
+
+/// From now on the model stays loaded for as long as the caller wishes. A wish and no more: a model
+/// that has gone meanwhile, or an engine under orders, leave the answer as it is.
+async fn keep(app: &App, model: &LoadedModel, wish: Option<KeepAlive>) {
+    let Some(wish) = wish else { return };
+    if let Err(error) = app.engine().keep_alive(&model.engine_name, wish).await {
+        tracing::debug!(model = %model.name, %error, "keep_alive not taken");
+    }
 }
 
 fn details(model: &Installed) -> Value {

@@ -225,7 +225,7 @@ pub(super) fn load(
     Ok(info)
 }
 
-fn stay(model: KeepAlive, engine: Option<Duration>) -> Stay {
+pub(super) fn stay(model: KeepAlive, engine: Option<Duration>) -> Stay {
     match (model, engine) {
         (KeepAlive::Pinned, _) => Stay::Pinned,
         (KeepAlive::For(patience), _) | (KeepAlive::Engine, Some(patience)) => Stay::For(patience),

@@ -11,11 +11,11 @@ use super::budget::{self, Hold, Holder, Reserved, Verdict, Wish};
 use super::front::Front;
 use super::load::{self, LoadRefused};
 use super::loaded::{Allowance, Loaded, Stay, Work};
-use super::options::Speculation;
+use super::options::{KeepAlive, Speculation};
 use super::queue::{Closed, lock};
 use super::sequence::Sequence;
 use super::status::{MemoryStatus, Totals};
-use super::{Shared, UnloadRefused};
+use super::{OrderRefused, Shared};
 use crate::governor::SpeculationAllowed;
 
 /// What the thread is told beside requests.
@@ -33,7 +33,12 @@ pub(crate) enum Order {
     },
     Unload {
         name: String,
-        reply: oneshot::Sender<Result<(), UnloadRefused>>,
+        reply: oneshot::Sender<Result<(), OrderRefused>>,
+    },
+    KeepAlive {
+        name: String,
+        keep_alive: KeepAlive,
+        reply: oneshot::Sender<Result<(), OrderRefused>>,
     },
 }
 
@@ -138,11 +143,14 @@ impl Runner {
                         self.unload(at, "asked for");
                         Ok(())
                     }
-                    None => Err(UnloadRefused::NotLoaded { name }),
+                    None => Err(OrderRefused::NotLoaded { name }),
                 };
                 self.published = None;
                 self.publish();
                 let _ = reply.send(result);
+            }
+            Order::KeepAlive { name, keep_alive, reply } => {
+                let _ = reply.send(self.keep_alive(name, keep_alive));
             }
         }
     }
@@ -223,6 +231,18 @@ impl Runner {
         model.cancel_all(Instant::now());
         self.gone.add(&model.totals());
         tracing::info!(model = %model.info.name, why, "model unloaded");
+    }
+
+    fn keep_alive(&mut self, name: String, keep_alive: KeepAlive) -> Result<(), OrderRefused> {
+        let found = self.models.iter_mut().find(|(_, m)| m.info.name == name);
+        let Some((_, model)) = found else { return Err(OrderRefused::NotLoaded { name }) };
+        if model.stay != Stay::Pinned {
+            model.stay = load::stay(keep_alive, self.shared.options.keep_alive);
+        }
+        self.expire();
+        self.published = None;
+        self.publish();
+        Ok(())
     }
 
     fn expire(&mut self) {

@@ -4,7 +4,9 @@
 //! say how to compute (`num_thread`, `num_gpu`, …) are accepted and unused.
 
 use fulmar_inference::chat::ToolOffer;
-use fulmar_inference::engine::{Constraint, Prompt, Request, Sampling};
+use std::time::Duration;
+
+use fulmar_inference::engine::{Constraint, KeepAlive, Prompt, Request, Sampling};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -104,20 +106,11 @@ struct Common {
     format: Option<Value>,
     options: Option<Options>,
     think: Option<Value>,
-    keep_alive: Option<Value>,
+    keep_alive: Option<KeepAlive>,
 }
 
 impl Common {
     fn check(&self) -> Result<(), ApiError> {
-        if let Some(asked) = &self.keep_alive {
-            return Err(refused(
-                "keep_alive",
-                format!(
-                    "keep_alive is {asked}; how long models stay loaded is the device's \
-                     engine.keep_alive_s: leave the field out"
-                ),
-            ));
-        }
         if self.think.as_ref().is_some_and(|think| !think.is_boolean()) {
             return Err(refused("think", "think is no boolean; levels are not served"));
         }
@@ -162,6 +155,27 @@ struct Chat {
     tools: Vec<Value>,
 }
 
+/// `keep_alive`: seconds as a number or a duration such as `"1h30m"`; below zero: until its room is
+/// wanted.
+fn until(given: &Value) -> Result<KeepAlive, ApiError> {
+    let wrong = || {
+        let expected = "expected seconds, or a duration such as \"5m\"";
+        refused("keep_alive", format!("keep_alive is {given}; {expected}"))
+    };
+    let seconds = match given {
+        Value::Number(seconds) => seconds.as_f64().ok_or_else(wrong)?,
+        Value::String(text) if text == "0" => 0.0,
+        Value::String(text) => {
+            text.parse::<jiff::SignedDuration>().map_err(|_| wrong())?.as_secs_f64()
+        }
+        _ => return Err(wrong()),
+    };
+    if seconds < 0.0 {
+        return Ok(KeepAlive::Idle);
+    }
+    Duration::try_from_secs_f64(seconds).map(KeepAlive::For).map_err(|_| wrong())
+}
+
 /// Takes the fields that chat and generate share out of a request's object.
 fn common(object: &mut serde_json::Map<String, Value>) -> Result<Common, ApiError> {
     #[derive(Deserialize)]
@@ -178,6 +192,7 @@ fn common(object: &mut serde_json::Map<String, Value>) -> Result<Common, ApiErro
     let fields: Fields =
         body::fields(names.iter().filter_map(|name| object.remove_entry(*name)).collect())?;
     let Fields { stream, format, options, think, keep_alive } = fields;
+    let keep_alive = keep_alive.as_ref().map(until).transpose()?;
     let common = Common { stream, format, options, think, keep_alive };
     common.check()?;
     Ok(common)
@@ -207,6 +222,10 @@ impl ChatRequest {
 
     pub(super) fn is_stream(&self) -> bool {
         self.common.stream != Some(false)
+    }
+
+    pub(super) fn keep_alive(&self) -> Option<KeepAlive> {
+        self.common.keep_alive
     }
 
     pub(super) fn prompt(&self) -> Value {
@@ -282,6 +301,10 @@ impl GenerateRequest {
         self.common.stream != Some(false)
     }
 
+    pub(super) fn keep_alive(&self) -> Option<KeepAlive> {
+        self.common.keep_alive
+    }
+
     pub(super) fn prompt(&self) -> Value {
         json!({ "system": self.own.system, "prompt": self.own.prompt })
     }
@@ -331,7 +354,6 @@ impl EmbedRequest {
         for (field, is_set) in [
             ("truncate", request.truncate == Some(true)),
             ("dimensions", request.dimensions.is_some()),
-            ("keep_alive", request.keep_alive.is_some()),
         ] {
             if is_set {
                 return Err(refused(field, format!("{field} is set and is not served")));
@@ -342,6 +364,10 @@ impl EmbedRequest {
 
     pub(super) fn model(&self) -> &str {
         &self.model
+    }
+
+    pub(super) fn keep_alive(&self) -> Result<Option<KeepAlive>, ApiError> {
+        self.keep_alive.as_ref().map(until).transpose()
     }
 
     /// The prompts, and what the audit log's digest covers.

@@ -155,7 +155,7 @@ async fn unloading_ends_answers_as_cancelled() {
         got.reason == Some(FinishReason::Cancelled) || got.reason == Some(FinishReason::Length),
         "{got:?}"
     );
-    assert_eq!(engine.unload("m").await, Err(UnloadRefused::NotLoaded { name: "m".to_owned() }));
+    assert_eq!(engine.unload("m").await, Err(OrderRefused::NotLoaded { name: "m".to_owned() }));
     assert!(engine.status().models.is_empty());
 }
 
