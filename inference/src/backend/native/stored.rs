@@ -90,12 +90,14 @@ impl<'a> Stored<'a> {
         map.advise_huge_pages();
         map.prefetch();
         let (head, mut rest) = map.split_at(HEAD_BYTES);
-        let mut parts = Parts::default();
+        let mut matrices = Vec::with_capacity(runs.len());
         for run in runs {
             let Some((bytes, after)) = rest.split_at_checked(*run) else { return false };
-            parts.add(team, bytes);
+            matrices.push(bytes);
             rest = after;
         }
+        let mut parts = Parts::default();
+        parts.add(team, &matrices);
         let message = parts.message(&self.head);
         rest.is_empty() && hmac::verify(self.copies.key(), &message, &head[MAC_AT..]).is_ok()
     }
@@ -180,7 +182,7 @@ pub(super) struct NewCopy<'a> {
 impl NewCopy<'_> {
     /// Appends a matrix.
     pub(super) fn write(&mut self, team: &Team, bytes: &[u8]) -> io::Result<()> {
-        self.parts.add(team, bytes);
+        self.parts.add(team, &[bytes]);
         self.file.write_all(bytes)
     }
 
@@ -215,9 +217,10 @@ impl Drop for NewCopy<'_> {
 struct Parts(Vec<u8>);
 
 impl Parts {
-    /// Adds a matrix, on all threads.
-    fn add(&mut self, team: &Team, bytes: &[u8]) {
-        let parts: Vec<&[u8]> = bytes.chunks(PART_BYTES).collect();
+    /// Adds matrices, on all threads: one by one they would leave most threads waiting, since a
+    /// matrix is a few parts long.
+    fn add(&mut self, team: &Team, matrices: &[&[u8]]) {
+        let parts: Vec<&[u8]> = matrices.iter().flat_map(|m| m.chunks(PART_BYTES)).collect();
         let digests: Vec<OnceLock<digest::Digest>> =
             parts.iter().map(|_| OnceLock::new()).collect();
         team.for_each(parts.len(), 1, &|_, index| {
