@@ -194,16 +194,11 @@ fn prepare(dir: &Path, owner: &Owner, asked: Ports) -> anyhow::Result<Memory> {
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
-    let port = |asked: Option<u16>, kept: Option<u16>| -> anyhow::Result<Option<u16>> {
-        match asked.or(kept) {
-            Some(port) => Ok(Some(port)),
-            None => free_port().map(Some),
-        }
-    };
     memory.ports = Ports {
-        api: port(asked.api, memory.ports.api)?,
-        console: port(asked.console, memory.ports.console)?,
-        device: port(asked.device, memory.ports.device)?,
+        api: Some(choose_port(asked.api, memory.ports.api)?),
+        console: Some(choose_port(asked.console, memory.ports.console)?),
+        // The device goes on asking at this one, so it stays what it was.
+        device: Some(choose_port(asked.device.or(memory.ports.device), None)?),
     };
     let bytes = serde_json::to_vec_pretty(&memory)?;
     if std::fs::read(&path).ok().as_deref() != Some(&bytes) {
@@ -213,10 +208,37 @@ fn prepare(dir: &Path, owner: &Owner, asked: Ports) -> anyhow::Result<Memory> {
     Ok(memory)
 }
 
+/// Ports below those that systems hand out for outgoing connections (32,768 and up on Linux): what
+/// is chosen here is still free when the process that serves on it starts, and at the next run.
+const CHOSEN_PORTS: std::ops::Range<u16> = 20_000..32_768;
+
+/// The port that was asked for, or else the one of the last run where it is still free.
+fn choose_port(asked: Option<u16>, kept: Option<u16>) -> anyhow::Result<u16> {
+    match asked.or(kept.filter(|&port| is_free(port))) {
+        Some(port) => Ok(port),
+        None => free_port(),
+    }
+}
+
 /// A port that nobody listens on now.
 fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(listener.local_addr().context("find a free port")?.port())
+    let span = u128::from(CHOSEN_PORTS.end - CHOSEN_PORTS.start);
+    (0..1_000)
+        .filter_map(|_| u16::try_from(uuid::Uuid::new_v4().as_u128() % span).ok())
+        .map(|offset| CHOSEN_PORTS.start + offset)
+        .find(|&port| is_free(port))
+        .with_context(|| {
+            format!(
+                "find a free port from {} to {}: 1,000 tried at random are taken; choose with \
+                 --api-port, --console-port and --device-port",
+                CHOSEN_PORTS.start,
+                CHOSEN_PORTS.end - 1
+            )
+        })
+}
+
+fn is_free(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
 }
 
 fn address(port: Option<u16>) -> String {
@@ -350,4 +372,26 @@ async fn ask(api_url: &str, token: &str, model: &str) -> anyhow::Result<Answer> 
         tokens_per_second: answer["timings"]["decode_tokens_per_s"].as_f64().unwrap_or(0.0),
         audit_entry: answer["fulmar"]["audit_entry"].as_u64().context("find the audit entry")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_the_last_run_is_kept_while_it_is_free_and_replaced_when_it_is_taken() {
+        let kept = free_port().unwrap();
+        assert_eq!(choose_port(None, Some(kept)).unwrap(), kept);
+        let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, kept)).unwrap();
+        let chosen = choose_port(None, Some(kept)).unwrap();
+        assert_ne!(chosen, kept);
+        assert!(CHOSEN_PORTS.contains(&chosen), "{chosen}");
+    }
+
+    #[test]
+    fn a_port_that_was_asked_for_is_never_replaced() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let asked = taken.local_addr().unwrap().port();
+        assert_eq!(choose_port(Some(asked), None).unwrap(), asked);
+    }
 }
