@@ -8,7 +8,7 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C (from 2013 on).
     Avx2,
-    /// The same with AVX-VNNI's dot products.
+    /// The same with VNNI's dot products on 256 bits: AVX-VNNI, or a part of AVX-512.
     Avx2Vnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
@@ -85,7 +85,10 @@ impl Isa {
         match self {
             Self::Scalar => true,
             Self::Avx2 => avx2,
-            Self::Avx2Vnni => avx2 && has!("avxvnni"),
+            Self::Avx2Vnni => {
+                avx2 && (has!("avxvnni")
+                    || has!("avx512f") && has!("avx512vl") && has!("avx512vnni"))
+            }
             Self::Avx512 => {
                 avx2 && has!("avx512f")
                     && has!("avx512bw")

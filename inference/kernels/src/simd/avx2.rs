@@ -1,26 +1,49 @@
-//! AVX2 with FMA and F16C, with and without AVX-VNNI: 8 lanes.
+//! AVX2 with FMA and F16C, with and without VNNI's dot products on 256 bits: 8 lanes.
 
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Avx2>()
+    kernel.run::<Avx<MADDUBS>>()
+}
+
+/// With dot products of AVX-VNNI, or of AVX-512 on 256 bits where that is what the processor has:
+/// the same instruction in another encoding.
+///
+/// # Safety
+/// As [`super::run`]; the processor has one of the two.
+pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
+    if is_x86_feature_detected!("avxvnni") { run_vex(kernel) } else { run_evex(kernel) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Avx2Vnni>()
+unsafe fn run_vex<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx<VEX>>()
 }
 
-/// AVX2, FMA and F16C, with dot products made of `maddubs`.
-pub(crate) type Avx2 = Avx<false>;
-/// The same with AVX-VNNI.
-pub(crate) type Avx2Vnni = Avx<true>;
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni")]
+unsafe fn run_evex<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx<EVEX>>()
+}
 
-/// AVX2, FMA, F16C and, with `VNNI`, AVX-VNNI.
+/// How dot products are made: of `maddubs`, or by VNNI in one of its two encodings.
+const MADDUBS: u8 = 0;
+const VEX: u8 = 1;
+const EVEX: u8 = 2;
+
+/// AVX2, FMA and F16C, and what `DOTS` says.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx<const VNNI: bool>;
+pub(crate) struct Avx<const DOTS: u8>;
+
+/// Adds to each lane four products of unsigned with signed bytes.
+#[inline(always)]
+unsafe fn dpbusd<const DOTS: u8>(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    match DOTS {
+        VEX => _mm256_dpbusd_avx_epi32(acc, w, x),
+        _ => _mm256_dpbusd_epi32(acc, w, x),
+    }
+}
 
 /// A shift by a number that is constant after inlining.
 macro_rules! constant_shift {
@@ -50,9 +73,9 @@ unsafe fn signed_pairs(w: __m256i, x: __m256i) -> __m256i {
     _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
 }
 
-impl<const VNNI: bool> Simd for Avx<VNNI> {
+impl<const DOTS: u8> Simd for Avx<DOTS> {
     const LANES: usize = 8;
-    const BIASED8: bool = VNNI;
+    const BIASED8: bool = DOTS != MADDUBS;
     type F = __m256;
     type I = __m256i;
 
@@ -238,11 +261,11 @@ impl<const VNNI: bool> Simd for Avx<VNNI> {
             Self::spread(p.add(8)),
             Self::spread(p.add(12)),
         ];
-        if VNNI {
-            let acc = _mm256_dpbusd_avx_epi32(acc, w[0], x[0]);
-            let acc = _mm256_dpbusd_avx_epi32(acc, w[1], x[1]);
-            let acc = _mm256_dpbusd_avx_epi32(acc, w[2], x[2]);
-            return _mm256_dpbusd_avx_epi32(acc, w[3], x[3]);
+        if DOTS != MADDUBS {
+            let acc = dpbusd::<DOTS>(acc, w[0], x[0]);
+            let acc = dpbusd::<DOTS>(acc, w[1], x[1]);
+            let acc = dpbusd::<DOTS>(acc, w[2], x[2]);
+            return dpbusd::<DOTS>(acc, w[3], x[3]);
         }
         if BITS == 8 {
             let acc = widen(acc, signed_pairs(w[0], x[0]));
