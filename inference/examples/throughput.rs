@@ -43,8 +43,9 @@ fn hash(model: &std::path::Path, threads: usize) -> Result<[u8; 32], Failure> {
             }
             let part = &mut buffer[..PART_BYTES.min(len - start) as usize];
             std::os::unix::fs::FileExt::read_exact_at(&file, part, start)?;
+            let digest = digest(&SHA256, part);
             if let Ok(mut parts) = parts.lock() {
-                parts.push((start, digest(&SHA256, part)));
+                parts.push((start, digest));
             }
         }
     };
