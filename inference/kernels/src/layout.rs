@@ -35,7 +35,10 @@ pub(crate) trait Layout: Copy {
     /// Width of the unpacked codes: how many of their products a dot product may add up.
     const BITS: u32;
     /// The code that means zero as a power of two; above 31 for code 0.
-    fn zero_bits<S: Simd>() -> u32;
+    #[inline(always)]
+    fn zero_bits<S: Simd>() -> u32 {
+        NO_ZERO
+    }
     /// Unpacks the codes at `p`.
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8];
     /// What every cell of a super-block needs of its header: scale and scale of the minimums.
@@ -44,8 +47,15 @@ pub(crate) trait Layout: Copy {
         let _ = head;
         (S::zero(), S::zero())
     }
-    /// Scales and minimums of a cell's halves (the first where there is one).
-    unsafe fn scales<S: Simd>(cell: *const u8, head: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]);
+    /// Scales and minimums of a cell's halves (the first where there is one): where nothing else is
+    /// said, a half-precision scale per row and behind them, where there are minimums, one of each.
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
+        let scale = S::load_f16(cell.cast());
+        let minimum =
+            if Self::MINIMUM { S::load_f16(cell.add(S::LANES * 2).cast()) } else { S::zero() };
+        ([scale, S::zero()], [minimum, S::zero()])
+    }
 }
 
 /// Bytes of a cell per row.
@@ -123,19 +133,6 @@ unsafe fn two_bits<S: Simd>(p: *const u8) -> [S::I; 8] {
     ]
 }
 
-/// A half-precision scale per row.
-#[inline(always)]
-unsafe fn plain_scale<S: Simd>(cell: *const u8) -> ([S::F; 2], [S::F; 2]) {
-    ([S::load_f16(cell.cast()), S::zero()], [S::zero(); 2])
-}
-
-/// Half-precision scale and minimum per row.
-#[inline(always)]
-unsafe fn scale_and_minimum<S: Simd>(cell: *const u8) -> ([S::F; 2], [S::F; 2]) {
-    let minimum = S::load_f16(cell.add(S::LANES * 2).cast());
-    ([S::load_f16(cell.cast()), S::zero()], [minimum, S::zero()])
-}
-
 /// Q8_0. Codes are signed, or plus 128 where the processor wants them unsigned.
 #[derive(Clone, Copy)]
 pub(crate) struct Q8;
@@ -149,10 +146,6 @@ impl Layout for Q8 {
     #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         registers::<S, 8>(p)
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
-        plain_scale::<S>(cell)
     }
 }
 
@@ -170,10 +163,6 @@ impl Layout for Q4 {
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         nibbles::<S>(p)
     }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
-        plain_scale::<S>(cell)
-    }
 }
 
 /// Q4_1.
@@ -185,16 +174,8 @@ impl Layout for Q4Min {
     const MINIMUM: bool = true;
     const BITS: u32 = 4;
     #[inline(always)]
-    fn zero_bits<S: Simd>() -> u32 {
-        NO_ZERO
-    }
-    #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         nibbles::<S>(p)
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
-        scale_and_minimum::<S>(cell)
     }
 }
 
@@ -212,10 +193,6 @@ impl Layout for Q5 {
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         five_bits::<S>(p)
     }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
-        plain_scale::<S>(cell)
-    }
 }
 
 /// Q5_1.
@@ -227,16 +204,8 @@ impl Layout for Q5Min {
     const MINIMUM: bool = true;
     const BITS: u32 = 5;
     #[inline(always)]
-    fn zero_bits<S: Simd>() -> u32 {
-        NO_ZERO
-    }
-    #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         five_bits::<S>(p)
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
-        scale_and_minimum::<S>(cell)
     }
 }
 
@@ -267,10 +236,6 @@ impl Layout for NonLinear4 {
             *v = S::lookup16(table, *v);
         }
         v
-    }
-    #[inline(always)]
-    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
-        plain_scale::<S>(cell)
     }
 }
 
@@ -308,10 +273,6 @@ impl Layout for K4 {
     const MINIMUM: bool = true;
     const BITS: u32 = 4;
     #[inline(always)]
-    fn zero_bits<S: Simd>() -> u32 {
-        NO_ZERO
-    }
-    #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         nibbles::<S>(p)
     }
@@ -334,10 +295,6 @@ impl Layout for K5 {
     const CODES: usize = 20;
     const MINIMUM: bool = true;
     const BITS: u32 = 5;
-    #[inline(always)]
-    fn zero_bits<S: Simd>() -> u32 {
-        NO_ZERO
-    }
     #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         five_bits::<S>(p)
@@ -440,10 +397,6 @@ impl Layout for K2 {
     const HALVES: usize = 2;
     const MINIMUM: bool = true;
     const BITS: u32 = 2;
-    #[inline(always)]
-    fn zero_bits<S: Simd>() -> u32 {
-        NO_ZERO
-    }
     #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
         two_bits::<S>(p)
