@@ -9,6 +9,7 @@ mod debug;
 mod doctor;
 pub(crate) mod enroll;
 mod gc;
+mod group;
 mod models;
 pub(crate) mod output;
 mod publish;
@@ -133,6 +134,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Make a join token for a device, at a control plane.
     JoinToken(publish::JoinTokenArgs),
+    /// Groups of devices, at a control plane.
+    Group(group::Args),
     /// Measure how fast a model file runs here.
     Bench(bench::Args),
     /// Look inside: logits, tokens, templates, files.
@@ -195,6 +198,7 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::Registry(args) => registry::run(args),
         Command::Publish(args) => publish::publish(&args),
         Command::JoinToken(args) => publish::join_token(&args),
+        Command::Group(args) => group::run(&args),
         Command::Bench(args) => bench::run(place, args),
         Command::Debug(args) => debug::run(args),
     }

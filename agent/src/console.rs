@@ -175,7 +175,7 @@ impl Console {
         read(answer, "send it").await.map(drop)
     }
 
-    /// Makes a join token, good for `hours` if given.
+    /// Makes a join token, good for `hours` if given, into these groups.
     ///
     /// # Errors
     /// What the control plane said.
@@ -183,8 +183,9 @@ impl Console {
         &self,
         note: &str,
         hours: Option<u32>,
+        groups: &[String],
     ) -> anyhow::Result<JoinToken> {
-        let mut request = json!({ "note": note });
+        let mut request = json!({ "note": note, "groups": groups });
         if let Some(hours) = hours {
             request["life_s"] = (i64::from(hours) * 3_600).into();
         }
@@ -193,7 +194,52 @@ impl Console {
         Ok(JoinToken { token: text(&answer, "token")?, expires_s })
     }
 
-    /// Says that `devices` (`"all"`, or a list of ids) should serve a model; returns the
+    /// The fleet's groups.
+    ///
+    /// # Errors
+    /// What the control plane said.
+    pub(crate) async fn groups(&self) -> anyhow::Result<Value> {
+        self.send(Method::GET, "groups", &Value::Null).await
+    }
+
+    /// The devices of a group, all pages of them.
+    ///
+    /// # Errors
+    /// What the control plane said.
+    pub(crate) async fn group_devices(&self, group: &str) -> anyhow::Result<Value> {
+        let (group, mut after, mut devices) = (segment(group), String::new(), Vec::new());
+        loop {
+            let path = format!("devices?group={group}&after={after}&limit=500");
+            let mut page = self.send(Method::GET, &path, &Value::Null).await?;
+            if let Value::Array(more) = page["devices"].take() {
+                devices.extend(more);
+            }
+            match page["next_after"].as_str() {
+                Some(next) => after = next.to_owned(),
+                None => return Ok(json!({ "devices": devices })),
+            }
+        }
+    }
+
+    /// Puts devices into a group.
+    ///
+    /// # Errors
+    /// What the control plane said.
+    pub(crate) async fn group_add(&self, group: &str, devices: &[String]) -> anyhow::Result<Value> {
+        let path = format!("groups/{}/devices", segment(group));
+        self.send(Method::POST, &path, &json!({ "devices": devices })).await
+    }
+
+    /// Takes a device out of a group.
+    ///
+    /// # Errors
+    /// What the control plane said.
+    pub(crate) async fn group_remove(&self, group: &str, device: &str) -> anyhow::Result<Value> {
+        let path = format!("groups/{}/devices/{}", segment(group), segment(device));
+        self.send(Method::DELETE, &path, &Value::Null).await
+    }
+
+    /// Says that `devices` (`"all"`, a list of ids, or `{"groups": […]}`) should serve a model; returns the
     /// deployment's number.
     ///
     /// # Errors
@@ -251,6 +297,15 @@ pub(crate) struct JoinToken {
     pub(crate) token: String,
     /// Until when it is good, seconds since 1970.
     pub(crate) expires_s: i64,
+}
+
+/// What a person typed, as one segment of a path.
+fn segment(text: &str) -> String {
+    let quoted = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(quoted).collect()
 }
 
 fn text(answer: &Value, field: &str) -> anyhow::Result<String> {

@@ -281,7 +281,7 @@ async fn join(state: &std::sync::Arc<State>, console: &Console) -> anyhow::Resul
     if let Some(identity) = fulmar_sync::Identity::load(&state.identity_path())? {
         return Ok(identity.device_id);
     }
-    let join_token = console.join_token("quickstart", None).await?.token;
+    let join_token = console.join_token("quickstart", None, &[]).await?.token;
     let identity = enroll::join(state, &join_token, "quickstart").await?;
     state.sign_audit_log().await?;
     Ok(identity.device_id)

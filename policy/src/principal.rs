@@ -158,6 +158,8 @@ actions! {
     DeviceEnroll = "device.enroll",
     /// Take a device out of the fleet.
     DeviceRemove = "device.remove",
+    /// Say which groups devices belong to: what was deployed to a group goes to those who join it.
+    DeviceGroup = "device.group",
     /// Make a join token.
     JoinTokenCreate = "join_token.create",
     /// Hand in a signed release.

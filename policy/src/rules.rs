@@ -264,6 +264,7 @@ impl Policy {
             ConfigRead,
             FleetRead,
             DeviceEnroll,
+            DeviceGroup,
             JoinTokenCreate,
             ReleasePublish,
             DeploymentCreate,
@@ -446,7 +447,9 @@ fn is_about_models(action: Action) -> bool {
     )
 }
 
+/// A rule for a name is for all its releases: one that is asked for by digest (`NAME@sha256:…`) too.
 fn covers(patterns: &[String], model: &str) -> bool {
+    let model = model.split_once("@sha256:").map_or(model, |(name, _)| name);
     patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
         Some(prefix) => model.starts_with(prefix),
         None => model == pattern,

@@ -32,6 +32,8 @@ const MAGIC: &[u8] = b"fulmar-bundle 2\n";
 const SIGNATURE_BYTES_MAX: u64 = 16 << 10;
 /// Longest header, in bytes.
 const HEADER_BYTES_MAX: u64 = 256 << 20;
+/// Devices named in one refusal.
+const DEVICES_SHOWN: usize = 20;
 /// Most blobs in one bundle.
 const BLOBS_MAX: usize = 100_000;
 
@@ -57,7 +59,10 @@ pub enum BundleError {
         reason: String,
     },
     /// It is for others.
-    #[error("read the bundle {path}: it is for {found}, this device is {expected}")]
+    #[error(
+        "read the bundle {path}: it is for {found}; this device is {expected}: have the \
+         control plane write one for it"
+    )]
     OtherDevice {
         /// The file.
         path: PathBuf,
@@ -144,6 +149,9 @@ pub struct Header {
     pub created_at_s: i64,
     /// Counts up with every bundle of a control plane.
     pub serial: u64,
+    /// The groups of devices that it was made for, and who was in them then; for people.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    groups: BTreeMap<String, BTreeSet<String>>,
     /// The registry repository's files.
     registry: Files,
     /// The director repository's files for each device.
@@ -163,6 +171,41 @@ impl Header {
     #[must_use]
     pub fn new(created_at_s: i64, serial: u64) -> Self {
         Self { created_at_s, serial, ..Self::default() }
+    }
+
+    /// Adds a group that it was made for, with its members.
+    pub fn add_group(&mut self, name: &str, devices: &[String]) {
+        self.groups.insert(name.to_owned(), devices.iter().cloned().collect());
+    }
+
+    /// The groups that it was made for.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        self.groups.keys().map(String::as_str)
+    }
+
+    /// Whom it is for, in words: groups first, then the devices that are in none of them.
+    #[must_use]
+    pub fn addressees(&self) -> String {
+        let listed = |devices: Vec<&str>| {
+            let more = devices.len().saturating_sub(DEVICES_SHOWN);
+            let shown = devices.into_iter().take(DEVICES_SHOWN).collect::<Vec<_>>().join(", ");
+            if more > 0 { format!("{shown} and {more} more") } else { shown }
+        };
+        let mut parts: Vec<String> = self
+            .groups
+            .iter()
+            .map(|(name, devices)| {
+                format!("group {name} ({})", listed(devices.iter().map(String::as_str).collect()))
+            })
+            .collect();
+        let grouped = |device: &str| self.groups.values().any(|devices| devices.contains(device));
+        let alone: Vec<&str> = self.devices().filter(|device| !grouped(device)).collect();
+        if !alone.is_empty() {
+            parts.push(listed(alone));
+        }
+        let words = if parts.is_empty() { "nobody".to_owned() } else { parts.join(", ") };
+        // Read before the signature is: no sequence of a terminal may come of it.
+        words.replace(char::is_control, "?")
     }
 
     /// Adds what became of a device's reports.
@@ -408,8 +451,7 @@ impl Bundle {
         if self.header.director.contains_key(device_id) {
             return Ok(());
         }
-        let found: Vec<&str> = self.header.devices().take(20).collect();
-        let found = if found.is_empty() { "nobody".to_owned() } else { found.join(", ") };
+        let found = self.header.addressees();
         let (path, expected) = (self.path.clone(), device_id.to_owned());
         Err(BundleError::OtherDevice { path, expected, found })
     }

@@ -16,16 +16,17 @@ struct Island<'a> {
 }
 
 impl<'a> Island<'a> {
-    /// Joins by file: token and request go out, the answer comes back.
-    fn joined(fleet: &'a Fleet, place: &Path) -> Self {
-        let dir = place.join("island");
+    /// Joins by file: token and request go out, the answer comes back. Nothing is deployed to it.
+    fn joined(fleet: &'a Fleet, place: &Path, name: &str) -> Self {
+        let dir = place.join(name);
         let control = fleet.start_control();
         let made =
             json_of(&[&["join-token", "--hours", "48", "--json"][..], &access(fleet)].concat());
         assert_eq!(control.stop(), 0);
         let join_token = made["token"].as_str().unwrap();
-        let (request, answer) = (place.join("request.json"), place.join("answer.json"));
-        let enroll = ["enroll", join_token, "--name", "island", "--dir", text(&dir)];
+        let file = |what: &str| place.join(format!("{name}-{what}.json"));
+        let (request, answer, forged) = (file("request"), file("answer"), file("forged"));
+        let enroll = ["enroll", join_token, "--name", name, "--dir", text(&dir)];
         let _ = fulmar_ok(&[&enroll[..], &["--request", text(&request)]].concat());
         let admitted = json_of(&[
             "control-plane",
@@ -38,7 +39,6 @@ impl<'a> Island<'a> {
             "--json",
         ]);
         // An answer that somebody changed on the way, or that another token asked for, is refused.
-        let forged = place.join("forged.json");
         let whole = std::fs::read_to_string(&answer).unwrap();
         std::fs::write(&forged, whole.replacen("\"signature\":\"3", "\"signature\":\"4", 1))
             .unwrap();
@@ -48,9 +48,6 @@ impl<'a> Island<'a> {
         let _ = fulmar_ok(&[&enroll[..], &["--answer", text(&answer)]].concat());
         let token = fulmar_ok(&["token", "mint", "--dir", text(&dir)]).trim().to_owned();
         let id = admitted["device_id"].as_str().unwrap().to_owned();
-        let control = fleet.start_control();
-        fleet.operate("deployments", &json!({ "model": fleet.model(), "devices": [&id] }));
-        assert_eq!(control.stop(), 0);
         Self { fleet, dir, id, token, bundles: 0.into() }
     }
 
@@ -84,9 +81,7 @@ impl<'a> Island<'a> {
     fn export(&self) -> PathBuf {
         self.bundles.set(self.bundles.get() + 1);
         let out = self.dir.with_file_name(format!("{}.bundle", self.bundles.get()));
-        let dir = self.fleet.control_dir();
-        let export = ["bundle", "export", "--dir", text(&dir), "--device", &self.id, "--out"];
-        let _ = fulmar_ok(&[&export[..], &[text(&out)]].concat());
+        let _ = export(self.fleet, &["--device", &self.id], &out);
         out
     }
 
@@ -105,6 +100,20 @@ impl<'a> Island<'a> {
         let dir = self.fleet.control_dir();
         json_of(&["control-plane", "reports", "--dir", text(&dir), text(file), "--json"])
     }
+}
+
+/// Writes a bundle at the control plane; gives what that says.
+fn export(fleet: &Fleet, whom: &[&str], out: &Path) -> Value {
+    let dir = fleet.control_dir();
+    let export = ["bundle", "export", "--dir", text(&dir), "--json", "--out", text(out)];
+    json_of(&[&export[..], whom].concat())
+}
+
+/// Deploys the fleet's model.
+fn deploy(fleet: &Fleet, devices: &Value) {
+    let control = fleet.start_control();
+    fleet.operate("deployments", &json!({ "model": fleet.model(), "devices": devices }));
+    assert_eq!(control.stop(), 0);
 }
 
 fn access(fleet: &Fleet) -> [&str; 4] {
@@ -127,7 +136,8 @@ fn policy(fleet: &Fleet, command: &str, arguments: &[&str]) {
 fn a_device_that_never_has_a_link_gets_all_by_file_and_hands_in_all_by_file() {
     let fleet = Fleet::made();
     let place = tempfile::tempdir().unwrap();
-    let island = Island::joined(&fleet, place.path());
+    let island = Island::joined(&fleet, place.path(), "island");
+    deploy(&fleet, &json!([&island.id]));
     policy(&fleet, "max-offline", &["30d"]);
     let first = island.export();
     assert_eq!(island.import(&first)["models"], json!([fleet.model()]));
@@ -176,4 +186,79 @@ fn a_device_that_never_has_a_link_gets_all_by_file_and_hands_in_all_by_file() {
     for action in ["policy.accept", "model.install", "model.run", "model.end"] {
         assert!(entries.contains(action), "{action}: {entries}");
     }
+}
+
+#[test]
+fn a_bundle_for_a_group_is_taken_by_its_members_and_refused_by_whoever_is_not() {
+    let fleet = Fleet::made();
+    let place = tempfile::tempdir().unwrap();
+    let member = Island::joined(&fleet, place.path(), "member");
+    let other = Island::joined(&fleet, place.path(), "other");
+    let group = |verb: &str, arguments: &[&str]| {
+        let dir = fleet.control_dir();
+        let group = ["control-plane", "group", verb, "--dir", text(&dir), "--json"];
+        json_of(&[&group[..], arguments].concat())
+    };
+    let added = group("add", &["plant-a", "member"]);
+    assert_eq!(added["devices"][0]["device_id"], json!(member.id));
+    assert_eq!(group("list", &[])["groups"], json!([{ "name": "plant-a", "devices": 1 }]));
+    deploy(&fleet, &json!({ "groups": ["plant-a"] }));
+
+    let bundles: Vec<PathBuf> =
+        (0..3).map(|n| place.path().join(format!("plant-a-{n}.bundle"))).collect();
+    let first = export(&fleet, &["--group", "plant-a"], &bundles[0]);
+    assert_eq!((&first["devices"], &first["groups"]), (&json!([member.id]), &json!(["plant-a"])));
+    let shown = fulmar_ok(&["bundle", "show", text(&bundles[0])]);
+    assert!(shown.contains(&format!("for group plant-a ({})", member.id)), "{shown}");
+    assert_eq!(member.import(&bundles[0])["models"], json!([fleet.model()]));
+    let import = |island: &Island<'_>, bundle: &Path| {
+        fulmar(&["bundle", "import", text(bundle), "--dir", text(&island.dir)])
+    };
+    let refused = import(&other, &bundles[0]);
+    assert_eq!(refused.code, 1, "{}", refused.stdout);
+    let words = format!("it is for group plant-a ({}); this device is {}", member.id, other.id);
+    assert!(refused.stderr.contains(&words), "{}", refused.stderr);
+
+    // Who joins the group later gets what was deployed to it, with the next bundle. An older bundle
+    // undoes nothing.
+    let unknown = fulmar(&[
+        "bundle",
+        "export",
+        "--dir",
+        text(&fleet.control_dir()),
+        "--group",
+        "plant-b",
+        "--out",
+        text(&bundles[1]),
+    ]);
+    assert!(unknown.stderr.contains("there is no group plant-b"), "{}", unknown.stderr);
+    group("add", &["plant-a", &other.id]);
+    let both = export(&fleet, &["--group", "plant-a", "--device", "member"], &bundles[1]);
+    assert_eq!(both["devices"].as_array().unwrap().len(), 2, "{both}");
+    for island in [&member, &other] {
+        assert_eq!(island.import(&bundles[1])["models"], json!([fleet.model()]));
+    }
+    let older = import(&member, &bundles[0]);
+    assert_eq!(older.code, 1, "{}", older.stdout);
+    assert!(older.stderr.contains("its serial number is"), "{}", older.stderr);
+    let agent = other.start_agent();
+    until("the model answers", || (other.ask(&agent).0 == 200).then_some(()));
+    assert_eq!(agent.stop(), 0);
+
+    // The way back, over the console of a control plane that runs.
+    let reports = place.path().join("other.reports");
+    let _ = fulmar_ok(&["bundle", "report", "--out", text(&reports), "--dir", text(&other.dir)]);
+    let control = fleet.start_control();
+    let hand_in = ["bundle", "hand-in", text(&reports), "--json"];
+    let taken = json_of(&[&hand_in[..], &access(&fleet)].concat());
+    assert_eq!((&taken["device_id"], &taken["known"]), (&json!(other.id), &json!(0)), "{taken}");
+    let listed = ["group", "list", "plant-a", "--json"];
+    let listed = json_of(&[&listed[..], &access(&fleet)].concat());
+    assert_eq!(listed["devices"].as_array().unwrap().len(), 2, "{listed}");
+    let remove = ["group", "remove", "plant-a", "other", "--json"];
+    let left = json_of(&[&remove[..], &access(&fleet)].concat());
+    assert_eq!(left["devices"][0]["removed"], json!(["plant-a"]));
+    assert_eq!(control.stop(), 0);
+    let _ = export(&fleet, &["--device", &other.id], &bundles[2]);
+    assert_eq!(other.import(&bundles[2])["acked_through"], taken["acked_through"]);
 }

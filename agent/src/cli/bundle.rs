@@ -190,13 +190,14 @@ fn show(args: &FileArgs) -> anyhow::Result<ExitCode> {
             "created_at_s": header.created_at_s,
             "serial": header.serial,
             "devices": devices,
+            "groups": header.groups().collect::<Vec<_>>(),
             "blobs": header.blobs().len(),
             "bytes": bytes,
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
     println!("number {}, made {}", header.serial, output::time(header.created_at_s));
-    println!("for {}", devices.join(", "));
+    println!("for {}", header.addressees());
     println!("{} files, {}", header.blobs().len(), output::size(bytes));
     Ok(ExitCode::SUCCESS)
 }

@@ -66,6 +66,9 @@ pub(crate) struct PublishArgs {
     /// Deploy what is new: all, or a device's id; may be repeated.
     #[arg(long = "deploy", value_name = "DEVICE")]
     deploy: Vec<String>,
+    /// Deploy what is new to a group, to the devices that join it later too; may be repeated.
+    #[arg(long = "deploy-group", value_name = "NAME", conflicts_with = "deploy")]
+    deploy_groups: Vec<String>,
     #[command(flatten)]
     access: Access,
     /// Print JSON.
@@ -82,9 +85,7 @@ pub(crate) fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
         let uploaded = blobs.len();
         let published = console.publish(&blobs, &release.metadata).await?;
         let mut deployments = Vec::new();
-        if !args.deploy.is_empty() {
-            let all = args.deploy.iter().any(|device| device == "all");
-            let devices = if all { json!("all") } else { json!(args.deploy) };
+        if let Some(devices) = deploy_to(args) {
             for model in &published {
                 deployments.push(console.deploy(model, None, devices.clone()).await?);
             }
@@ -99,6 +100,16 @@ pub(crate) fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
         tell(&done);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// To whom what is new goes, as the control plane's API says it.
+fn deploy_to(args: &PublishArgs) -> Option<Value> {
+    if !args.deploy_groups.is_empty() {
+        return Some(json!({ "groups": args.deploy_groups }));
+    }
+    let all = args.deploy.iter().any(|device| device == "all");
+    let devices = if all { json!("all") } else { json!(args.deploy) };
+    (!args.deploy.is_empty()).then_some(devices)
 }
 
 fn tell(done: &Value) {
@@ -213,6 +224,9 @@ pub(crate) struct JoinTokenArgs {
     /// For how many hours it is good.
     #[arg(long, default_value_t = 1)]
     hours: u32,
+    /// A group that the device belongs to as soon as it joins; may be repeated.
+    #[arg(long = "group", value_name = "NAME")]
+    groups: Vec<String>,
     #[command(flatten)]
     access: Access,
     /// Print JSON.
@@ -224,7 +238,7 @@ pub(crate) struct JoinTokenArgs {
 pub(crate) fn join_token(args: &JoinTokenArgs) -> anyhow::Result<ExitCode> {
     let made = super::runtime()?.block_on(async {
         let console = args.access.sign_in().await?;
-        console.join_token(&args.note, Some(args.hours)).await
+        console.join_token(&args.note, Some(args.hours), &args.groups).await
     })?;
     if args.json {
         output::json(&json!({ "token": made.token, "expires_s": made.expires_s }))?;

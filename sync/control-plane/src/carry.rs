@@ -19,35 +19,46 @@ use crate::director::{self, Director};
 use crate::failure::Failure;
 use crate::init::AUDIT_KEY_FILE;
 use crate::number::from_sql;
-use crate::{Config, act, device, files, hand_in, now_s, reports, schema};
+use crate::{Config, act, device, files, fleet, groups, hand_in, now_s, reports, schema};
 
 /// What was exported.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Exported {
-    /// The devices that the bundle is for.
+    /// The devices that the bundle is for, by id.
     pub(crate) devices: Vec<String>,
+    /// The groups that it was made for: their members are among the devices.
+    pub(crate) groups: Vec<String>,
     /// Blobs in it.
     pub(crate) blobs: usize,
     /// Their bytes.
     pub(crate) bytes: u64,
 }
 
-/// Writes a bundle for these devices, for all if none is named. Works beside a serving control
-/// plane.
-pub(crate) fn export(config: &Config, devices: &[String], out: &Path) -> anyhow::Result<Exported> {
+/// Whom a bundle is for; for all if nobody is named.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// Devices, by id or by a name that is theirs alone.
+    pub(crate) devices: Vec<String>,
+    /// Groups: whoever is in them now.
+    pub(crate) groups: Vec<String>,
+}
+
+/// Writes a bundle. Works beside a serving control plane.
+pub(crate) fn export(config: &Config, wanted: Wanted, out: &Path) -> anyhow::Result<Exported> {
     let dir = &config.dir;
     let store = open_store(dir)?;
     let blobs = Blobs::open(dir, config.blob_bytes_max)?;
     let director = Director::open(dir)?;
     let signer = Director::open(dir)?;
     let there: BTreeMap<Digest, u64> = blobs.list()?.into_iter().collect();
-    let wanted = devices.to_vec();
+    let groups = wanted.groups.clone();
     let (header, devices) = store
-        .write_blocking(move |tx| header(tx, &director, wanted, &there))
+        .write_blocking(move |tx| header(tx, &director, &wanted, &there))
         .context("collect what the devices should hold")?;
     bundle::write(out, &header, &blobs, signer.key())?;
     Ok(Exported {
         devices,
+        groups,
         blobs: header.blobs().len(),
         bytes: header.blobs().iter().map(|(_, size)| size).sum(),
     })
@@ -87,7 +98,7 @@ pub(crate) fn admit(config: &Config, request: &[u8]) -> anyhow::Result<(String, 
     Ok((response.device_id, answer))
 }
 
-fn open_store(dir: &Path) -> anyhow::Result<Store> {
+pub(crate) fn open_store(dir: &Path) -> anyhow::Result<Store> {
     anyhow::ensure!(
         dir.join("control.db").exists(),
         "open a control plane in {}: there is none",
@@ -99,16 +110,15 @@ fn open_store(dir: &Path) -> anyhow::Result<Store> {
 fn header(
     tx: &Transaction<'_>,
     director: &Director,
-    mut devices: Vec<String>,
+    wanted: &Wanted,
     there: &BTreeMap<Digest, u64>,
 ) -> Result<(Header, Vec<String>), Failure> {
     let now_s = now_s();
-    let members: Vec<String> =
-        column(tx, "SELECT id FROM device WHERE removed_s IS NULL ORDER BY id", "")?;
-    if devices.is_empty() {
-        devices.clone_from(&members);
-    }
+    let devices = resolve(tx, wanted)?;
     let mut header = Header::new(now_s, next_serial(tx, now_s)?);
+    for group in &wanted.groups {
+        header.add_group(group, &groups::members(tx, group)?);
+    }
     let mut registry = tx.prepare("SELECT file, bytes FROM registry_metadata")?;
     let mut rows = registry.query([])?;
     while let Some(row) = rows.next()? {
@@ -121,9 +131,6 @@ fn header(
     }
     director.ensure_root(tx, now_s)?;
     for device in &devices {
-        if !members.contains(device) {
-            return Err(Failure::not_found("device", device));
-        }
         let mut version = 1;
         while let Some(root) = director::root(tx, Some(version))? {
             header.add_director(device, &format!("{version}.root.json"), &root);
@@ -141,10 +148,26 @@ fn header(
             })?;
             header.add_blob(digest, size_bytes);
         }
-        let detail = serde_json::json!({ "generation": minted.generation });
+        let detail =
+            serde_json::json!({ "generation": minted.generation, "groups": wanted.groups });
         act::append(tx, "local", "bundle.export", device, Outcome::Completed, detail)?;
     }
     Ok((header, devices))
+}
+
+/// The devices that a bundle is for, by id.
+fn resolve(tx: &Transaction<'_>, wanted: &Wanted) -> Result<Vec<String>, Failure> {
+    if wanted.devices.is_empty() && wanted.groups.is_empty() {
+        return column(tx, "SELECT id FROM device WHERE removed_s IS NULL ORDER BY id", "");
+    }
+    let mut devices = BTreeSet::new();
+    for device in &wanted.devices {
+        devices.insert(fleet::find(tx, device)?);
+    }
+    for group in &wanted.groups {
+        devices.extend(groups::members(tx, group)?);
+    }
+    Ok(devices.into_iter().collect())
 }
 
 /// Counts up with every bundle, and with time: a control plane that was restored from a backup does

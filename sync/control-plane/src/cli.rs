@@ -1,5 +1,7 @@
 //! The command line, for the binary `fulmar-control` and for `fulmar control-plane` alike.
 
+mod group;
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use crate::carry::Wanted;
 use crate::{Config, InitOptions, gc};
 
 /// Arguments of the control plane.
@@ -24,6 +27,8 @@ enum Command {
     Serve(Serve),
     /// Write what devices should hold to one file, for those without a link.
     Bundle(Bundle),
+    /// Groups of devices: list them, put devices in, take devices out.
+    Group(group::Args),
     /// Let a device without a link join: takes the request that it wrote (`fulmar enroll
     /// --request`), and writes the answer for it (`fulmar enroll --answer`).
     Admit(Admit),
@@ -82,9 +87,13 @@ pub struct Bundle {
     /// The state directory.
     #[arg(long)]
     dir: PathBuf,
-    /// A device's id; all devices if none is named.
-    #[arg(long = "device")]
+    /// A device's id, or a name that it alone has; may be repeated. All devices if neither a device
+    /// nor a group is named.
+    #[arg(long = "device", value_name = "DEVICE")]
     devices: Vec<String>,
+    /// A group: for the devices that are in it now; may be repeated, beside `--device` too.
+    #[arg(long = "group", value_name = "NAME")]
+    groups: Vec<String>,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
@@ -151,6 +160,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Init(args) => init(args),
         Command::Serve(args) => serve(args),
         Command::Bundle(args) => bundle(&args),
+        Command::Group(args) => group::run(&args),
         Command::Admit(args) => admit(&args),
         Command::Reports(args) => reports(&args),
         Command::Gc(args) => collect(args),
@@ -205,13 +215,14 @@ fn collect(args: Gc) -> anyhow::Result<ExitCode> {
 /// What failed, worded to follow "failed to".
 pub fn bundle(args: &Bundle) -> anyhow::Result<ExitCode> {
     let config = Config { dir: args.dir.clone(), ..Config::default() };
-    let exported = crate::carry::export(&config, &args.devices, &args.out)?;
+    let wanted = Wanted { devices: args.devices.clone(), groups: args.groups.clone() };
+    let exported = crate::carry::export(&config, wanted, &args.out)?;
     if args.json {
         println!("{}", serde_json::to_string(&exported)?);
     } else {
         let devices = exported.devices.join(", ");
         println!("{}: {} files, {} bytes", args.out.display(), exported.blobs, exported.bytes);
-        println!("for {devices}; on the device: fulmar bundle import FILE");
+        println!("for {devices}; on each: fulmar bundle import {}", args.out.display());
     }
     Ok(ExitCode::SUCCESS)
 }

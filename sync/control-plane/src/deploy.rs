@@ -8,9 +8,9 @@
 use rusqlite::{OptionalExtension as _, Transaction};
 use serde::{Deserialize, Serialize};
 
-use crate::director;
 use crate::failure::Failure;
 use crate::number::{from_sql, to_sql};
+use crate::{director, groups};
 
 /// Devices named in one deployment.
 pub(crate) const DEVICES_MAX: usize = 10_000;
@@ -31,7 +31,7 @@ pub(crate) struct Order {
     pub(crate) use_as: UseAs,
 }
 
-/// Which devices: `"all"` or a list of ids.
+/// Which devices: `"all"`, a list of ids, or `{"groups": ["plant-a"]}`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case", untagged)]
 pub(crate) enum Devices {
@@ -39,6 +39,16 @@ pub(crate) enum Devices {
     All(All),
     /// These.
     These(Vec<String>),
+    /// Those in a group, those that join it later too.
+    In(Groups),
+}
+
+/// Names of groups.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Groups {
+    /// One of them is enough.
+    pub(crate) groups: Vec<String>,
 }
 
 /// The word `all`.
@@ -108,6 +118,7 @@ pub(crate) fn create(
     let (devices, scope) = match &order.devices {
         Devices::All(_) => (all(tx)?, "all"),
         Devices::These(ids) => (these(tx, ids)?, "devices"),
+        Devices::In(named) => (groups::union(tx, &named.groups)?, "devices"),
     };
     let active = order.use_as.is_active();
     tx.execute(
@@ -123,23 +134,36 @@ pub(crate) fn create(
         active,
         deployment_id: id,
     };
+    if let Devices::In(named) = &order.devices {
+        groups::note_deployment(tx, id, &named.groups)?;
+    }
     for device in &devices {
         assign(tx, device, &model, &wanted)?;
     }
     Ok(Created { id, digest: release.digest, devices: devices.len() as u64 })
 }
 
-/// Gives a new device what deployments to all devices say.
-pub(crate) fn assign_to_new(tx: &Transaction<'_>, device: &str) -> Result<(), Failure> {
-    let mut statement = tx.prepare(
+/// Gives a device that joined the fleet or a group what deployments to all devices and to its
+/// groups say, of each model the newest, where that is newer than what the device should hold.
+/// Returns the deployments that it is in from now on.
+pub(crate) fn assign_standing(tx: &Transaction<'_>, device: &str) -> Result<Vec<i64>, Failure> {
+    let mut statement = tx.prepare_cached(
         "SELECT d.id, d.model, d.digest, d.number, d.active, r.length
          FROM deployment d JOIN release r ON r.model = d.model AND r.digest = d.digest
-         WHERE d.id IN (SELECT max(id) FROM deployment
-                        WHERE scope = 'all' AND stopped_s IS NULL GROUP BY model)
-           AND r.withdrawn_s IS NULL",
+         WHERE d.id IN (
+             SELECT max(s.id) FROM deployment s
+             WHERE s.stopped_s IS NULL AND (s.scope = 'all' OR EXISTS (
+                 SELECT 1 FROM deployment_group g JOIN device_group m ON m.name = g.name
+                 WHERE g.deployment_id = s.id AND m.device_id = ?1))
+             GROUP BY s.model)
+           AND r.withdrawn_s IS NULL
+           AND d.id > coalesce((SELECT w.deployment_id FROM desired w
+                                WHERE w.device_id = ?1 AND w.model = d.model), 0)
+           AND NOT EXISTS (SELECT 1 FROM deployment_device x
+                           WHERE x.deployment_id = d.id AND x.device_id = ?1)",
     )?;
     let standing = statement
-        .query_map([], |row| {
+        .query_map([device], |row| {
             let wanted = Desired {
                 deployment_id: row.get(0)?,
                 digest: row.get(2)?,
@@ -153,7 +177,7 @@ pub(crate) fn assign_to_new(tx: &Transaction<'_>, device: &str) -> Result<(), Fa
     for (model, wanted) in &standing {
         assign(tx, device, model, wanted)?;
     }
-    Ok(())
+    Ok(standing.into_iter().map(|(_, wanted)| wanted.deployment_id).collect())
 }
 
 /// Stops a deployment; returns the devices whose desired state went back.

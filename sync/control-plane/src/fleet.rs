@@ -44,6 +44,8 @@ pub(crate) struct DeviceRow {
     pub(crate) reports: u64,
     /// End of its certificate.
     pub(crate) certificate_expires_s: i64,
+    /// The groups that it belongs to, by name.
+    pub(crate) groups: Vec<String>,
 }
 
 impl DeviceRow {
@@ -163,6 +165,7 @@ pub(crate) fn remove(tx: &Transaction<'_>, id: &str, now_s: i64) -> Result<(), F
     }
     tx.execute("DELETE FROM desired WHERE device_id = ?1", [id])?;
     tx.execute("DELETE FROM director_metadata WHERE device_id = ?1", [id])?;
+    tx.execute("DELETE FROM device_group WHERE device_id = ?1", [id])?;
     tx.execute(
         "UPDATE deployment_device SET ended = 'removed'
          WHERE device_id = ?1 AND done_s IS NULL AND ended IS NULL",
@@ -180,21 +183,44 @@ pub(crate) fn get(connection: &Connection, id: &str) -> Result<Option<DeviceRow>
         .transpose()
 }
 
-/// Devices by name, removed ones left out.
+/// Devices by id, removed ones left out; with `group`, its members.
 pub(crate) fn list(
     connection: &Connection,
     after: &str,
+    group: Option<&str>,
     len_max: u32,
 ) -> Result<Vec<DeviceRow>, Failure> {
     let mut statement = connection.prepare_cached(&format!(
-        "{SELECT} WHERE removed_s IS NULL AND id > ?1 ORDER BY id LIMIT ?2"
+        "{SELECT} WHERE removed_s IS NULL AND id > ?1
+           AND (?3 IS NULL OR id IN (SELECT device_id FROM device_group WHERE name = ?3))
+         ORDER BY id LIMIT ?2"
     ))?;
-    statement.query_map((after, len_max), read)?.map(|row| row?).collect()
+    statement.query_map((after, len_max, group), read)?.map(|row| row?).collect()
+}
+
+/// The id of the member that `text` means: its id, or a name that one member alone has.
+pub(crate) fn find(connection: &Connection, text: &str) -> Result<String, Failure> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM device WHERE (id = ?1 OR name = ?1) AND removed_s IS NULL
+         ORDER BY id <> ?1, id LIMIT 2",
+    )?;
+    let ids: Vec<String> =
+        statement.query_map([text], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    match ids.as_slice() {
+        [] => Err(Failure::not_found("device", text)),
+        [first, ..] if first == text => Ok(first.clone()),
+        [only] => Ok(only.clone()),
+        _ => Err(Failure::conflict(
+            "device_ambiguous",
+            format!("more than one device has the name {text}: say which by its id"),
+        )),
+    }
 }
 
 const SELECT: &str = "SELECT id, name, facts, enrolled_s, removed_s, seen_s, address, generation,
         generation_seen, generation_applied, disk_free_bytes, clock_s, link, acked_through,
-        certificate_expires_s
+        certificate_expires_s,
+        (SELECT group_concat(name, ' ') FROM device_group g WHERE g.device_id = device.id)
      FROM device";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Result<DeviceRow, Failure>> {
@@ -219,6 +245,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Result<DeviceRow, Failure>> {
         link: row.get(12)?,
         reports: from_sql(row.get(13)?),
         certificate_expires_s: row.get(14)?,
+        groups: crate::groups::names(row.get::<_, Option<String>>(15)?.as_deref()),
     }))
 }
 

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::ca::sha256_hex;
 use crate::failure::Failure;
-use crate::password;
+use crate::{groups, password};
 
 /// Longest life of a join token, in seconds.
 pub(crate) const LIFE_S_MAX: i64 = 30 * 86_400;
@@ -33,6 +33,8 @@ pub(crate) struct JoinTokenRow {
     pub(crate) used_by: Option<String>,
     /// When it was revoked.
     pub(crate) revoked_s: Option<i64>,
+    /// The groups that the device belongs to from the start.
+    pub(crate) groups: Vec<String>,
 }
 
 /// How a token stands.
@@ -51,14 +53,26 @@ impl JoinTokenRow {
     }
 }
 
+/// What a token is to be.
+pub(crate) struct NewToken<'a> {
+    /// Who makes it.
+    pub(crate) by: &'a str,
+    /// What it is for.
+    pub(crate) note: &'a str,
+    /// For how many seconds it is good.
+    pub(crate) life_s: i64,
+    /// The groups that the device belongs to from the start.
+    pub(crate) groups: &'a [String],
+}
+
 /// Makes a token; returns its id, its secret and when it expires.
 pub(crate) fn create(
     tx: &Transaction<'_>,
-    by: &str,
-    note: &str,
-    life_s: i64,
+    new: &NewToken<'_>,
     now_s: i64,
 ) -> Result<(String, String, i64), Failure> {
+    let &NewToken { by, note, life_s, groups } = new;
+    groups::check(groups)?;
     if !(1..=LIFE_S_MAX).contains(&life_s) {
         return Err(Failure::invalid(
             "life_invalid",
@@ -75,21 +89,21 @@ pub(crate) fn create(
     let (id, secret) = (format!("j-{}", draw(6)?), draw(32)?);
     let expires_s = now_s + life_s;
     tx.execute(
-        "INSERT INTO join_token (id, secret_sha256, note, created_by, created_s, expires_s)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        (&id, sha256_hex(secret.as_bytes()), note, by, now_s, expires_s),
+        "INSERT INTO join_token (id, secret_sha256, note, created_by, created_s, expires_s,
+            groups)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        (&id, sha256_hex(secret.as_bytes()), note, by, now_s, expires_s, groups.join(" ")),
     )?;
     Ok((id, secret, expires_s))
 }
 
-/// Uses a token up for `device_id`, in the transaction that makes the device a member; returns the
-/// token's id.
+/// Uses a token up for `device_id`, in the transaction that makes the device a member.
 pub(crate) fn consume(
     tx: &Transaction<'_>,
     secret: &str,
     device_id: &str,
     now_s: i64,
-) -> Result<String, Failure> {
+) -> Result<JoinTokenRow, Failure> {
     let refused = |code, message: &str| {
         Failure::refused(http::StatusCode::FORBIDDEN, code, message.to_owned())
     };
@@ -122,7 +136,7 @@ pub(crate) fn consume(
         "UPDATE join_token SET used_s = ?2, used_by = ?3 WHERE id = ?1",
         (&row.id, now_s, device_id),
     )?;
-    Ok(row.id)
+    Ok(row)
 }
 
 /// Ends a token before its time.
@@ -155,7 +169,9 @@ pub(crate) fn list(connection: &Connection, len_max: u32) -> Result<Vec<JoinToke
     Ok(rows)
 }
 
-const SELECT: &str = "SELECT id, note, created_by, created_s, expires_s, used_s, used_by, revoked_s
+const SELECT: &str =
+    "SELECT id, note, created_by, created_s, expires_s, used_s, used_by, revoked_s,
+        groups
      FROM join_token";
 
 fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<JoinTokenRow> {
@@ -168,5 +184,6 @@ fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<JoinTokenRow> {
         used_s: row.get(5)?,
         used_by: row.get(6)?,
         revoked_s: row.get(7)?,
+        groups: groups::names(Some(&row.get::<_, String>(8)?)),
     })
 }

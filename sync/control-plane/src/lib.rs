@@ -35,6 +35,7 @@ mod failure;
 mod files;
 mod fleet;
 mod gc;
+mod groups;
 mod guard;
 mod hand_in;
 mod init;

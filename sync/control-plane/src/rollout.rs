@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::groups;
 use crate::number::from_sql;
 
 /// A deployment with its devices counted by state.
@@ -19,8 +20,10 @@ pub(crate) struct DeploymentRow {
     pub(crate) release: u64,
     /// `active` or `installed`.
     pub(crate) use_as: &'static str,
-    /// `all` or `devices`.
+    /// `all`, `groups` or `devices`.
     pub(crate) scope: String,
+    /// The groups it was made for.
+    pub(crate) groups: Vec<String>,
     /// When it was made.
     pub(crate) created_s: i64,
     /// By whom.
@@ -55,7 +58,8 @@ impl DeploymentRow {
 
     /// Whether there is something to stop.
     pub(crate) fn can_stop(&self) -> bool {
-        self.stopped_s.is_none() && (self.scope == "all" || self.done + self.ended < self.devices)
+        self.stopped_s.is_none()
+            && (self.scope != "devices" || self.done + self.ended < self.devices)
     }
 }
 
@@ -104,7 +108,8 @@ const DEPLOYMENTS: &str = "SELECT d.id, d.model, d.digest, d.number, d.active, d
         d.created_s, d.created_by, d.stopped_s, d.stopped_by,
         count(x.device_id), count(x.done_s),
         count(CASE WHEN x.done_s IS NULL AND x.ended IS NULL AND m.state = 'failed' THEN 1 END),
-        count(CASE WHEN x.done_s IS NULL AND x.ended IS NOT NULL THEN 1 END)
+        count(CASE WHEN x.done_s IS NULL AND x.ended IS NOT NULL THEN 1 END),
+        (SELECT group_concat(g.name, ' ') FROM deployment_group g WHERE g.deployment_id = d.id)
      FROM deployment d
      LEFT JOIN deployment_device x ON x.deployment_id = d.id
      LEFT JOIN device_model m
@@ -132,13 +137,15 @@ pub(crate) fn deployment(
 }
 
 fn read_deployment(row: &Row<'_>) -> rusqlite::Result<DeploymentRow> {
+    let groups = groups::names(row.get::<_, Option<String>>(14)?.as_deref());
     Ok(DeploymentRow {
         id: row.get(0)?,
         model: row.get(1)?,
         digest: row.get(2)?,
         release: from_sql(row.get(3)?),
         use_as: if row.get(4)? { "active" } else { "installed" },
-        scope: row.get(5)?,
+        scope: if groups.is_empty() { row.get(5)? } else { "groups".to_owned() },
+        groups,
         created_s: row.get(6)?,
         created_by: row.get(7)?,
         stopped_s: row.get(8)?,

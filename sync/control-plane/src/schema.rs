@@ -4,7 +4,8 @@ use fulmar_store::Schema;
 
 /// Operators, devices, releases, deployments, reports. The audit log's tables come with
 /// [`fulmar_policy`].
-pub(crate) const SCHEMA: Schema = Schema { name: "control", steps: &[STEP_1, STEP_TRUST] };
+pub(crate) const SCHEMA: Schema =
+    Schema { name: "control", steps: &[STEP_1, STEP_TRUST, STEP_GROUPS] };
 
 /// All tables of `control.db`.
 pub(crate) const ALL: [&Schema; 3] =
@@ -222,3 +223,54 @@ CREATE TABLE audit_leaf (
 ) STRICT, WITHOUT ROWID;
 ALTER TABLE device ADD COLUMN report_serial INTEGER NOT NULL DEFAULT 0;
 ";
+
+/// Groups of devices. A group is there while a device is in it.
+const STEP_GROUPS: &str = "
+CREATE TABLE device_group (
+    name TEXT NOT NULL,
+    device_id TEXT NOT NULL REFERENCES device (id),
+    added_s INTEGER NOT NULL,
+    added_by TEXT NOT NULL,
+    PRIMARY KEY (name, device_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX device_group_by_device ON device_group (device_id, name);
+
+-- Groups that a deployment was made for: whoever joins one later gets it too. Such a deployment's
+-- scope is 'devices'; these rows say that there is more to it.
+CREATE TABLE deployment_group (
+    deployment_id INTEGER NOT NULL REFERENCES deployment (id),
+    name TEXT NOT NULL,
+    PRIMARY KEY (deployment_id, name)
+) STRICT, WITHOUT ROWID;
+
+-- Groups that a device belongs to as soon as it joins with this token, separated by spaces.
+ALTER TABLE join_token ADD COLUMN groups TEXT NOT NULL DEFAULT '';
+";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_database_from_before_groups_keeps_its_devices_and_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.db");
+        static BEFORE: Schema = Schema { name: "control", steps: &[STEP_1, STEP_TRUST] };
+        let old = fulmar_store::Store::open(&path, &[&BEFORE]).unwrap();
+        let made = "
+            INSERT INTO device (id, name, certificate_sha256, certificate_expires_s, audit_key,
+                facts, enrolled_s) VALUES ('d-1', 'pump', 'ab', 1, 'cd', '{\"arch\":\"\",\"os\":\"\",\"agent_version\":\"\",\"cpus\":1,\"memory_bytes\":1}', 1);
+            INSERT INTO join_token VALUES ('j-1', 'ef', 'note', 'admin', 1, 2, NULL, NULL, NULL);";
+        old.write_blocking(|tx| Ok::<_, fulmar_store::StoreError>(tx.execute_batch(made)?))
+            .unwrap();
+        drop(old);
+        let store = fulmar_store::Store::open(&path, &ALL).unwrap();
+        let devices = store.read_blocking(|c| crate::fleet::list(c, "", None, 10)).unwrap();
+        assert_eq!((devices.len(), devices[0].groups.len()), (1, 0));
+        let tokens = store.read_blocking(|c| crate::join::list(c, 10)).unwrap();
+        assert!(tokens[0].groups.is_empty());
+        assert_eq!(store.read_blocking(crate::groups::list).unwrap(), []);
+    }
+}

@@ -12,8 +12,9 @@ use super::form::Fields;
 use super::format::{bytes, short, time};
 use super::{Live, PageFailure, Seen, Shell, Visitor, may, render};
 use crate::app::App;
-use crate::deploy::{All, Devices, Order, UseAs};
+use crate::deploy::{All, Devices, Groups, Order, UseAs};
 use crate::failure::Failure;
+use crate::groups::{self, GroupRow};
 use crate::{act, fleet, operator, rollout};
 
 /// Deployments on the page.
@@ -27,7 +28,7 @@ struct Row {
     release: u64,
     digest: String,
     use_as: &'static str,
-    scope: &'static str,
+    scope: String,
     state: &'static str,
     devices: u64,
     done: u64,
@@ -47,7 +48,11 @@ impl From<rollout::DeploymentRow> for Row {
             release: row.release,
             digest: short(&row.digest),
             use_as: row.use_as,
-            scope: if row.scope == "all" { "all devices" } else { "chosen devices" },
+            scope: match row.scope.as_str() {
+                "all" => "all devices".to_owned(),
+                "groups" => format!("groups {}", row.groups.join(", ")),
+                _ => "chosen devices".to_owned(),
+            },
             devices: row.devices,
             done: row.done,
             failed: row.failed,
@@ -81,6 +86,7 @@ struct Page {
     may_create: bool,
     models: Vec<Choice>,
     devices: Vec<Choice>,
+    groups: Vec<GroupRow>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -105,9 +111,10 @@ pub(super) async fn page(
 ) -> Result<Response, PageFailure> {
     let live = part(&app, &visitor).await?;
     let read = act::read(&app, &visitor.0.principal, Action::FleetRead, "-", |c| {
-        Ok((rollout::releases(c, None, DEVICES_MAX)?, fleet::list(c, "", DEVICES_MAX)?))
+        let devices = fleet::list(c, "", None, DEVICES_MAX)?;
+        Ok((rollout::releases(c, None, DEVICES_MAX)?, devices, groups::list(c)?))
     });
-    let (releases, devices) = read.await?;
+    let (releases, devices, groups) = read.await?;
     let model = |release: &rollout::ReleaseRow| Choice {
         value: release.model.clone(),
         label: format!("{}, release {}", release.model, release.release),
@@ -124,6 +131,7 @@ pub(super) async fn page(
         may_create: may(&app, &visitor, Action::DeploymentCreate),
         models: releases.iter().filter(|r| r.withdrawn_s.is_none()).map(model).collect(),
         devices: devices.iter().map(device).collect(),
+        groups,
     })
 }
 
@@ -145,8 +153,9 @@ pub(super) async fn create(
     let devices = match fields.one("scope") {
         "all" => Devices::All(All::All),
         "chosen" => Devices::These(fields.all("device")),
+        "groups" => Devices::In(Groups { groups: fields.all("group") }),
         other => {
-            let message = format!("the field scope is {other:?}, expected all or chosen");
+            let message = format!("the field scope is {other:?}, expected all, groups or chosen");
             return Err(Failure::invalid("form_invalid", message).into());
         }
     };

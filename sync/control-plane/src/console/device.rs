@@ -9,11 +9,12 @@ use fulmar_policy::Action;
 use fulmar_protocol::ModelStatus;
 
 use super::audit::{DeviceEntry, entry_of};
+use super::form::Fields;
 use super::format::{ago, bytes, short, time, words};
 use super::{Live, PageFailure, Seen, Shell, Visitor, may, render};
 use crate::app::App;
 use crate::failure::Failure;
-use crate::{act, fleet, now_s, operator, reports, rollout, witness};
+use crate::{act, fleet, groups, now_s, operator, reports, rollout, witness};
 
 /// Reports on the page.
 const REPORTS_MAX: u32 = 15;
@@ -64,6 +65,8 @@ struct Page {
     name: String,
     removed: bool,
     live: Live,
+    groups: Vec<String>,
+    may_group: bool,
     may_sync: bool,
     may_remove: bool,
 }
@@ -136,6 +139,7 @@ fn facts(
         ),
         ("Address", device.address.clone().unwrap_or_default()),
         ("Link", device.link.clone().unwrap_or_default()),
+        ("Groups", device.groups.join(", ")),
         ("System", device.facts.os.clone()),
         ("Processors", format!("{}, {}", device.facts.cpus, device.facts.arch)),
         ("Memory", bytes(device.facts.memory_bytes)),
@@ -192,6 +196,7 @@ pub(super) async fn page(
 ) -> Result<Response, PageFailure> {
     let read = read(&app, &visitor, &id).await?;
     let (name, removed) = (read.device.name.clone(), read.device.removed_s.is_some());
+    let groups = read.device.groups.clone();
     let live = part(&app, &visitor, read)?;
     render(&Page {
         shell: Shell::new("fleet", &visitor),
@@ -199,6 +204,8 @@ pub(super) async fn page(
         name,
         removed,
         live,
+        groups,
+        may_group: may(&app, &visitor, Action::DeviceGroup),
         may_sync: may(&app, &visitor, Action::SyncNow),
         may_remove: may(&app, &visitor, Action::DeviceRemove),
     })
@@ -222,6 +229,18 @@ pub(super) async fn sync(
     Path(id): Path<String>,
 ) -> Result<Response, PageFailure> {
     operator::devices::ask_to_sync(&app, &visitor.0, id.clone()).await?;
+    Ok(Redirect::to(&format!("/devices/{id}")).into_response())
+}
+
+/// `POST /devices/{id}/groups`.
+pub(super) async fn set_groups(
+    State(app): State<Arc<App>>,
+    visitor: Visitor,
+    Path(id): Path<String>,
+    fields: Fields,
+) -> Result<Response, PageFailure> {
+    let names = groups::names(Some(fields.one("groups")));
+    operator::groups::put(&app, &visitor.0, id.clone(), names).await?;
     Ok(Redirect::to(&format!("/devices/{id}")).into_response())
 }
 

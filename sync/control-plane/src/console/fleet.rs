@@ -6,12 +6,14 @@ use askama::Template;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use fulmar_policy::Action;
+use serde::Deserialize;
 
 use super::form::Fields;
 use super::format::{ago, time};
 use super::{Live, PageFailure, Seen, Shell, Visitor, may, render};
 use crate::app::App;
 use crate::failure::Failure;
+use crate::groups::{self, GroupRow};
 use crate::operator::devices::{NewJoinToken, make_join_token};
 use crate::{act, fleet, join, now_s};
 
@@ -27,6 +29,7 @@ struct Row {
     models: Vec<(String, &'static str)>,
     generation: u64,
     generation_applied: u64,
+    groups: Vec<String>,
     seen: String,
     system: String,
     version: String,
@@ -50,6 +53,7 @@ struct Part {
     failed: usize,
     tokens: Vec<Token>,
     may_revoke: bool,
+    group: String,
 }
 
 #[derive(Template)]
@@ -58,14 +62,25 @@ struct Page {
     shell: Shell,
     live: Live,
     may_join: bool,
+    group: String,
+    groups: Vec<GroupRow>,
 }
 
-async fn part(app: &Arc<App>, visitor: &Visitor) -> Result<Live, PageFailure> {
+/// Of which group the devices are shown; empty: all.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Chosen {
+    #[serde(default)]
+    group: String,
+}
+
+async fn part(app: &Arc<App>, visitor: &Visitor, group: &str) -> Result<Live, PageFailure> {
     let now_s = now_s();
+    let chosen = Some(group.to_owned()).filter(|group| !group.is_empty());
+    groups::check(chosen.as_slice())?;
     let interval_ms = app.config.check_in_interval_ms;
     let read = act::read(app, &visitor.0.principal, Action::FleetRead, "-", move |c| {
         let mut rows = Vec::new();
-        for device in fleet::list(c, "", DEVICES_MAX)? {
+        for device in fleet::list(c, "", chosen.as_deref(), DEVICES_MAX)? {
             let models = fleet::models(c, &device.id)?;
             rows.push(row(&device, models, now_s, interval_ms));
         }
@@ -83,8 +98,10 @@ async fn part(app: &Arc<App>, visitor: &Visitor) -> Result<Live, PageFailure> {
         devices,
         tokens: tokens.iter().map(|t| token(t, now_s)).collect(),
         may_revoke: may(app, visitor, Action::JoinTokenCreate),
+        group: group.to_owned(),
     };
-    Live::new("/fleet/live", &part)
+    let url = if group.is_empty() { String::new() } else { format!("?group={group}") };
+    Live::new(format!("/fleet/live{url}"), &part)
 }
 
 fn row(
@@ -100,6 +117,7 @@ fn row(
         models: models.into_iter().map(|m| (m.name, fleet::state_str(m.state))).collect(),
         generation: device.generation,
         generation_applied: device.generation_applied,
+        groups: device.groups.clone(),
         seen: device.seen_s.map_or_else(|| "never".to_owned(), |at_s| ago(at_s, now_s)),
         system: format!("{}, {}", device.facts.os, device.facts.arch),
         version: device.facts.agent_version.clone(),
@@ -121,10 +139,14 @@ fn token(token: &join::JoinTokenRow, now_s: i64) -> Token {
 pub(super) async fn page(
     State(app): State<Arc<App>>,
     visitor: Visitor,
+    Query(chosen): Query<Chosen>,
 ) -> Result<Response, PageFailure> {
-    let live = part(&app, &visitor).await?;
+    let live = part(&app, &visitor, &chosen.group).await?;
+    let groups =
+        act::read(&app, &visitor.0.principal, Action::FleetRead, "groups", groups::list).await?;
+    let (shell, group) = (Shell::new("fleet", &visitor), chosen.group);
     let may_join = may(&app, &visitor, Action::JoinTokenCreate);
-    render(&Page { shell: Shell::new("fleet", &visitor), live, may_join })
+    render(&Page { shell, live, may_join, group, groups })
 }
 
 /// `GET /fleet/live`.
@@ -132,8 +154,9 @@ pub(super) async fn live(
     State(app): State<Arc<App>>,
     visitor: Visitor,
     Query(seen): Query<Seen>,
+    Query(chosen): Query<Chosen>,
 ) -> Result<Response, PageFailure> {
-    part(&app, &visitor).await?.unless_seen(&seen)
+    part(&app, &visitor, &chosen.group).await?.unless_seen(&seen)
 }
 
 #[derive(Template)]
@@ -155,7 +178,8 @@ pub(super) async fn create_join_token(
         .parse()
         .map_err(|_| Failure::invalid("form_invalid", "the field hours is not a number"))?;
     let note = fields.one("note").trim().to_owned();
-    let request = NewJoinToken { note, life_s: Some(hours.saturating_mul(3_600)) };
+    let groups = groups::names(Some(fields.one("groups")));
+    let request = NewJoinToken { note, life_s: Some(hours.saturating_mul(3_600)), groups };
     let made = make_join_token(&app, &visitor.0, request).await?;
     render(&Made {
         shell: Shell::new("fleet", &visitor),

@@ -51,6 +51,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/devices/{id}", get(device::page))
         .route("/devices/{id}/live", get(device::live))
         .route("/devices/{id}/sync", post(device::sync))
+        .route("/devices/{id}/groups", post(device::set_groups))
         .route("/devices/{id}/remove", post(device::remove))
         .route("/models", get(models::page))
         .route("/models/live", get(models::live))
@@ -126,6 +127,8 @@ fn may(app: &App, visitor: &Visitor, action: Action) -> bool {
 #[template(path = "live.html")]
 pub(crate) struct Live {
     url: String,
+    /// What stands between the address and one more parameter.
+    and: char,
     tag: String,
     html: String,
 }
@@ -141,7 +144,8 @@ impl Live {
     fn new(url: impl Into<String>, part: &impl Template) -> Result<Self, PageFailure> {
         let html = part.render().map_err(|e| Failure::internal("render a page", e))?;
         let tag = crate::ca::sha256_hex(html.as_bytes()).chars().take(16).collect();
-        Ok(Self { url: url.into(), tag, html })
+        let url = url.into();
+        Ok(Self { and: if url.contains('?') { '&' } else { '?' }, url, tag, html })
     }
 
     /// The part itself, or nothing if the page has it already.

@@ -19,7 +19,7 @@ use crate::ca::{Ca, CaError, Issued};
 use crate::director::Director;
 use crate::failure::{Failure, chain};
 use crate::listen::Peer;
-use crate::{act, deploy, director, fleet, join, mirror, now_s};
+use crate::{act, deploy, director, fleet, groups, join, mirror, now_s};
 
 /// Signs without doubt: of these, nothing is mistaken for another. 32 of them: 5 bits each.
 const ID_SIGNS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
@@ -92,10 +92,11 @@ pub(crate) fn admit(
         certificate,
     };
     fleet::insert(tx, &new, now_s)?;
-    deploy::assign_to_new(tx, id)?;
+    groups::join(tx, id, &token.groups, &token.created_by, now_s)?;
+    deploy::assign_standing(tx, id)?;
     let detail = serde_json::json!({
-        "name": request.name, "join_token": token, "address": address,
-        "certificate_sha256": certificate.fingerprint,
+        "name": request.name, "join_token": token.id, "address": address,
+        "certificate_sha256": certificate.fingerprint, "groups": token.groups,
     });
     let actor = format!("{id} (device)");
     act::append(tx, &actor, "device.enroll", id, Outcome::Completed, detail)?;

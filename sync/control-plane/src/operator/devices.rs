@@ -15,13 +15,14 @@ use crate::app::App;
 use crate::auth::Operator;
 use crate::body::Body;
 use crate::failure::Failure;
-use crate::{act, fleet, hand_in, join, now_s, reports, rollout, witness};
+use crate::{act, fleet, groups, hand_in, join, now_s, reports, rollout, witness};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Page {
     #[serde(default)]
     after: String,
+    group: Option<String>,
     limit: Option<u32>,
 }
 
@@ -31,7 +32,7 @@ fn with_state(app: &App, device: &fleet::DeviceRow) -> Value {
     value
 }
 
-/// `GET /api/v1/devices?after=&limit=`.
+/// `GET /api/v1/devices?group=&after=&limit=`; of a group that nobody is in, none.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     operator: Operator,
@@ -39,7 +40,8 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, Failure> {
     let limit = page_len(page.limit);
     let devices = act::read(&app, &operator.principal, Action::FleetRead, "-", move |c| {
-        fleet::list(c, &page.after, limit)
+        groups::check(page.group.as_slice())?;
+        fleet::list(c, &page.after, page.group.as_deref(), limit)
     })
     .await?;
     let next = (devices.len() == limit as usize).then(|| devices.last().map(|d| d.id.clone()));
@@ -185,6 +187,8 @@ pub(crate) struct NewJoinToken {
     #[serde(default)]
     pub(crate) note: String,
     pub(crate) life_s: Option<i64>,
+    #[serde(default)]
+    pub(crate) groups: Vec<String>,
 }
 
 /// A join token, told once.
@@ -204,8 +208,12 @@ pub(crate) async fn make_join_token(
     let by = operator.principal.subject.clone();
     let made = act::change(app, &operator.principal, Action::JoinTokenCreate, "-", move |tx| {
         let life_s = request.life_s.unwrap_or(join::LIFE_S);
-        let (id, secret, expires_s) = join::create(tx, &by, &request.note, life_s, now_s())?;
-        let detail = json!({ "join_token": id, "note": request.note, "expires_s": expires_s });
+        let (note, groups) = (request.note.as_str(), request.groups.as_slice());
+        let new = join::NewToken { by: &by, note, life_s, groups };
+        let (id, secret, expires_s) = join::create(tx, &new, now_s())?;
+        let detail = json!({
+            "join_token": id, "note": note, "expires_s": expires_s, "groups": groups,
+        });
         Ok(((id, secret, expires_s), detail))
     });
     let (id, secret, expires_s) = made.await?;

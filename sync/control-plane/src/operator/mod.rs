@@ -3,6 +3,7 @@
 mod account;
 pub(crate) mod deployments;
 pub(crate) mod devices;
+pub(crate) mod groups;
 mod releases;
 mod watch;
 
@@ -47,6 +48,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/api/v1/devices/{id}", get(devices::show).delete(devices::remove))
         .route("/api/v1/devices/{id}/sync", post(devices::sync))
         .route("/api/v1/devices/{id}/audit", get(devices::audit))
+        .route("/api/v1/devices/{id}/groups", put(groups::set))
+        .route("/api/v1/groups", get(groups::list))
+        .route("/api/v1/groups/{name}/devices", post(groups::join))
+        .route("/api/v1/groups/{name}/devices/{id}", delete(groups::leave))
         .route("/api/v1/join-tokens", get(devices::join_tokens).post(devices::create_join_token))
         .route("/api/v1/join-tokens/{id}", delete(devices::revoke_join_token))
         .route("/api/v1/registry/metadata/{file}", get(releases::metadata))
