@@ -15,6 +15,7 @@ use crate::Digest;
 mod admission;
 mod client;
 mod clock;
+mod keys;
 mod owner;
 mod policy;
 mod stored;

@@ -110,26 +110,3 @@ fn sha512_alone_is_enough_for_a_target_and_the_wrong_one_is_refused() {
     let unknown = entry(json!({"blake3": "00"})).verify("a", b"abc");
     assert!(matches!(unknown, Err(TrustError::HashUnknown { .. })));
 }
-
-#[test]
-fn an_ecdsa_key_signs_for_what_it_signed_and_nothing_else() {
-    use base64::Engine as _;
-    use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
-    let rng = ring::rand::SystemRandom::new();
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &rng).unwrap();
-    let pair =
-        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &rng).unwrap();
-    // SubjectPublicKeyInfo of a point on P-256.
-    let head = hex::decode("3059301306072a8648ce3d020106082a8648ce3d030107034200").unwrap();
-    let der = [head.as_slice(), pair.public_key().as_ref()].concat();
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let pem = format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n");
-    let key: PublicKey = serde_json::from_value(json!({
-        "keytype": "ecdsa", "scheme": "ecdsa-sha2-nistp256", "keyval": {"public": pem},
-    }))
-    .unwrap();
-    let signature = pair.sign(&rng, b"words").unwrap();
-    let verifier = key.verifier().unwrap();
-    assert!(verifier.verify(b"words", signature.as_ref()));
-    assert!(!verifier.verify(b"other words", signature.as_ref()));
-}
