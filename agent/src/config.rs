@@ -44,10 +44,31 @@ pub(crate) struct RegistryConfig {
     pub(crate) signing_keys: Vec<PathBuf>,
     /// PEM files of certificates that signers' chains may end in.
     pub(crate) signing_roots: Vec<PathBuf>,
+    /// Sigstore's trusted roots (`trusted_root.json`, as `cosign trusted-root create` and Sigstore's
+    /// own TUF repository give them), for keyless signatures. Nothing is trusted but what they
+    /// name; none is built in, none is fetched.
+    pub(crate) signing_trusted_roots: Vec<PathBuf>,
+    /// Whose keyless signatures count.
+    pub(crate) signing_identities: Vec<SigningIdentity>,
     /// Whether a model may be imported that no trusted signer has signed.
     pub(crate) unsigned_imports: UnsignedImports,
     /// Seconds between two readings of all models' files; 0: never.
     pub(crate) scrub_interval_s: u64,
+}
+
+/// An identity that keyless signatures are accepted from: an issuer, and `subject` or
+/// `subject_pattern`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SigningIdentity {
+    /// Who vouches for the subject, as `https://accounts.google.com`.
+    pub(crate) issuer: String,
+    /// Who signs, exactly: a mail address, or a workflow's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<String>,
+    /// A regular expression for who signs; it begins with `^` and ends with `$`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) subject_pattern: Option<String>,
 }
 
 /// What becomes of an import without a publisher's signature.
@@ -66,6 +87,8 @@ impl Default for RegistryConfig {
             blobs_bytes_max: 64 << 30,
             signing_keys: Vec::new(),
             signing_roots: Vec::new(),
+            signing_trusted_roots: Vec::new(),
+            signing_identities: Vec::new(),
             unsigned_imports: UnsignedImports::Allowed,
             scrub_interval_s: 7 * 86_400,
         }

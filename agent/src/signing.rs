@@ -1,14 +1,15 @@
 //! Publishers' signatures over imported models, held against what this device's owner trusts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use fulmar_registry::Digest;
 use fulmar_registry::import::model_signing::{self, BUNDLE_BYTES_MAX, TrustedSigners};
+use fulmar_registry::import::sigstore::{Identity, Keyless, TrustedRoot};
 use fulmar_registry::import::{FoundBundle, Imported};
 use serde::Serialize;
 
-use crate::config::{RegistryConfig, UnsignedImports};
+use crate::config::{RegistryConfig, SigningIdentity, UnsignedImports};
 
 /// What a bundle is held against.
 #[derive(Debug)]
@@ -56,9 +57,22 @@ impl Rules {
     /// As configured.
     ///
     /// # Errors
-    /// When a file of keys or certificates cannot be used.
+    /// When a file of keys, certificates or a trusted root cannot be used, or an identity.
     pub(crate) fn of(config: &RegistryConfig) -> anyhow::Result<Self> {
-        let signers = TrustedSigners::read(&config.signing_keys, &config.signing_roots)?;
+        let keyless = Keyless {
+            roots: config
+                .signing_trusted_roots
+                .iter()
+                .map(|path| TrustedRoot::read(path))
+                .collect::<Result<_, _>>()?,
+            identities: config
+                .signing_identities
+                .iter()
+                .map(identity)
+                .collect::<anyhow::Result<_>>()?,
+        };
+        let signers = TrustedSigners::read(&config.signing_keys, &config.signing_roots)?
+            .with_keyless(keyless);
         Ok(Self { signers, unsigned: config.unsigned_imports, bundles: Bundles::Verify })
     }
 
@@ -72,6 +86,63 @@ impl Rules {
             "ignore a signature: registry.unsigned_imports is \"refused\" on this device"
         );
         Ok(Self { bundles: Bundles::Ignore, ..self })
+    }
+}
+
+fn identity(configured: &SigningIdentity) -> anyhow::Result<Identity> {
+    let SigningIdentity { issuer, subject, subject_pattern } = configured;
+    Ok(match (subject, subject_pattern) {
+        (Some(subject), None) => Identity::exactly(issuer, subject)?,
+        (None, Some(pattern)) => Identity::matching(issuer, pattern)?,
+        _ => anyhow::bail!(
+            "read registry.signing_identities: the identity of {issuer} has {}, expected either \
+             subject or subject_pattern",
+            if subject.is_some() { "both" } else { "neither" }
+        ),
+    })
+}
+
+/// Whom a person names for one import.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Named {
+    /// A Sigstore's trusted_root.json, for a keyless signature; beside those of
+    /// registry.signing_trusted_roots.
+    #[arg(long, value_name = "FILE")]
+    trusted_root: Vec<PathBuf>,
+    /// Who must have signed keyless: a mail address, or a workflow's address.
+    #[arg(long, value_name = "SUBJECT", requires = "identity_provider")]
+    identity: Option<String>,
+    /// The issuer that vouches for --identity, as https://accounts.google.com.
+    #[arg(long, value_name = "URL", requires = "identity")]
+    identity_provider: Option<String>,
+}
+
+impl Named {
+    /// The configuration with those who are named here.
+    ///
+    /// # Errors
+    /// Where the owner refuses unsigned imports: who counts is theirs to say.
+    pub(crate) fn added_to(&self, config: &RegistryConfig) -> anyhow::Result<RegistryConfig> {
+        let mut config = config.clone();
+        if self.trusted_root.is_empty() && self.identity.is_none() {
+            return Ok(config);
+        }
+        anyhow::ensure!(
+            config.unsigned_imports == UnsignedImports::Allowed,
+            "name signers with --trusted-root or --identity: registry.unsigned_imports is \
+             \"refused\" on this device, so they are named in registry.signing_trusted_roots and \
+             registry.signing_identities alone"
+        );
+        config.signing_trusted_roots.extend(self.trusted_root.iter().cloned());
+        if let (Some(subject), Some(issuer)) = (&self.identity, &self.identity_provider) {
+            // Whoever is named for this import, and nobody else.
+            config.signing_identities = vec![SigningIdentity {
+                issuer: issuer.clone(),
+                subject: Some(subject.clone()),
+                subject_pattern: None,
+            }];
+        }
+        Ok(config)
     }
 }
 

@@ -23,6 +23,7 @@ pub mod model_signing;
 pub mod oci;
 pub mod ollama;
 mod remote;
+pub mod sigstore;
 
 pub use remote::{FoundBundle, Network, Remote, RemoteError, RemoteFile, Resolved, complete};
 

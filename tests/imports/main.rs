@@ -4,6 +4,7 @@
 
 mod downloads;
 mod hub;
+mod keyless;
 mod oci;
 mod servers;
 mod signing;

@@ -42,7 +42,7 @@ fn a_file_with_a_bundle_comes_in_only_when_a_trusted_signer_made_it() {
         ("key.sig", vec![], "trusted are none"),
         ("key.sig", keys(other.as_str()), "no trusted key made it"),
         ("changed.sig", keys(key.as_str()), "no trusted key made it"),
-        ("keyless.sig", keys(key.as_str()), "keyless"),
+        ("keyless.sig", keys(key.as_str()), "no trusted root of Sigstore is known"),
         ("chain.sig", keys(key.as_str()), "certificate: UnknownIssuer"),
         ("folder.sig", keys(key.as_str()), "tiny.gguf is not among them"),
     ] {

@@ -42,6 +42,8 @@ pub(crate) struct Args {
     /// Import although the publisher's signature cannot be verified; that is recorded.
     #[arg(long)]
     ignore_signature: bool,
+    #[command(flatten)]
+    signers: signing::Named,
     /// Bytes per second at most; 0: as fast as it goes.
     #[arg(long, default_value_t = 0)]
     bytes_per_s_max: u64,
@@ -67,7 +69,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
         record_refusal(&state, &permit, &args.model, &refused.to_string())?;
         return Err(refused.into());
     }
-    let mut rules = Rules::of(&config.registry)?;
+    let mut rules = Rules::of(&args.signers.added_to(&config.registry)?)?;
     if args.ignore_signature {
         rules = rules.ignoring()?;
     }

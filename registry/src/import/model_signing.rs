@@ -1,37 +1,32 @@
 //! OpenSSF model signing: a publisher's own signature over a model's files, checked where a model
 //! is imported with one.
 //!
-//! The bundle is a Sigstore bundle (v0.3) around a DSSE envelope around an in-toto statement with
+//! The bundle is a Sigstore bundle (v0.3; keyless v0.1 and v0.2 too) around a DSSE envelope around an in-toto statement with
 //! predicate `https://model_signing/signature/v1.0`, which names each file with its SHA-256.
-//! Trusted are public keys, and certificate chains up to roots, that this device's owner has
+//! Trusted are public keys, certificate chains up to roots, and the identities of keyless
+//! signatures under a Sigstore's trusted root ([`super::sigstore`]), all as this device's owner has
 //! configured.
-//!
-//! Deliberately absent: keyless signatures. They mean nothing without Sigstore's own trust root
-//! and transparency log, and a device that is offline for months has no fresh copy of either.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use ring::digest::{Context, SHA256};
-use ring::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, UnparsedPublicKey, VerificationAlgorithm,
-};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use serde::Deserialize;
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
-use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::sigstore::bundle::{Bundle, Chain, Material, Version};
+use super::sigstore::key::{Key, Kind};
+use super::sigstore::{Keyless, Signed, SigstoreError};
 use crate::Digest;
 
 /// Longest bundle accepted, in bytes.
 pub const BUNDLE_BYTES_MAX: u64 = 4 << 20;
 /// Longest file of keys or certificates accepted, in bytes.
 const PEM_BYTES_MAX: u64 = 1 << 20;
-const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+const BUNDLE_TYPES: &str = "a Sigstore bundle of version 0.1, 0.2 or 0.3";
 const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
@@ -39,8 +34,6 @@ const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
 const ONLY_FILE: &str = ".";
 /// DER of the object identifier 1.3.6.1.5.5.7.3.3, code signing.
 const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
-const P256: &str = "1.2.840.10045.3.1.7";
-const P384: &str = "1.3.132.0.34";
 
 /// Why a publisher's signature was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +56,9 @@ pub enum SigningError {
         /// What is accepted.
         expected: &'static str,
     },
-    /// Signed by way of Sigstore.
-    #[error(
-        "verify the model's signature: it was made keyless, by way of Sigstore, and its trust \
-         root is not known here; ask the publisher for a signature with a key or a certificate"
-    )]
-    Keyless,
+    /// Signed by way of Sigstore, and that does not count.
+    #[error("verify the model's signature, made keyless by way of Sigstore")]
+    Keyless(#[from] SigstoreError),
     /// No trusted signer made it.
     #[error(
         "verify the model's signature: {reason}; trusted are {trusted}; name the publisher's key \
@@ -106,32 +96,11 @@ fn bundle(field: &'static str, found: impl ToString, expected: &'static str) -> 
     SigningError::Bundle { field, found: format!("{found:?}"), expected }
 }
 
-/// An elliptic curve key that may have signed.
-#[derive(Debug, Clone)]
-struct Key {
-    algorithm: &'static dyn VerificationAlgorithm,
-    point: Vec<u8>,
-    id: Digest,
-}
-
-impl Key {
-    fn from_spki(spki: &SubjectPublicKeyInfo<'_>) -> Result<Self, String> {
-        let curve = spki.algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
-        let algorithm: &'static dyn VerificationAlgorithm =
-            match curve.map(|oid| oid.to_id_string()).as_deref() {
-                Some(P256) => &ECDSA_P256_SHA256_ASN1,
-                Some(P384) => &ECDSA_P384_SHA384_ASN1,
-                other => {
-                    let found = other.unwrap_or("no elliptic curve").to_owned();
-                    return Err(format!("a key of {found}, expected P-256 or P-384"));
-                }
-            };
-        let point = spki.subject_public_key.data.to_vec();
-        Ok(Self { algorithm, point, id: Digest::of(spki.raw) })
-    }
-
-    fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(self.algorithm, &self.point).verify(message, signature).is_ok()
+/// Signers' own keys are on elliptic curves, as the format says.
+fn elliptic(key: Key) -> Result<Key, String> {
+    match key.kind() {
+        Kind::P256 | Kind::P384 => Ok(key),
+        kind => Err(format!("a key of {kind:?}, expected P-256 or P-384")),
     }
 }
 
@@ -140,6 +109,7 @@ impl Key {
 pub struct TrustedSigners {
     keys: Vec<(PathBuf, Key)>,
     roots: Vec<TrustAnchor<'static>>,
+    keyless: Keyless,
 }
 
 impl TrustedSigners {
@@ -152,9 +122,8 @@ impl TrustedSigners {
         for path in keys {
             let refuse = |reason| SigningError::Trusted { path: path.clone(), reason };
             for der in pem(path, "PUBLIC KEY")? {
-                let (_, spki) = SubjectPublicKeyInfo::from_der(&der)
-                    .map_err(|error| refuse(format!("no public key: {error}")))?;
-                signers.keys.push((path.clone(), Key::from_spki(&spki).map_err(refuse)?));
+                let key = Key::from_der(&der).and_then(elliptic).map_err(refuse)?;
+                signers.keys.push((path.clone(), key));
             }
         }
         for path in roots {
@@ -170,10 +139,21 @@ impl TrustedSigners {
         Ok(signers)
     }
 
+    /// And those of keyless signatures.
+    #[must_use]
+    pub fn with_keyless(self, keyless: Keyless) -> Self {
+        Self { keyless, ..self }
+    }
+
     fn describe(&self) -> String {
-        match (self.keys.len(), self.roots.len()) {
-            (0, 0) => "none".to_owned(),
-            (keys, roots) => format!("{keys} keys and {roots} roots of certificates"),
+        let identities = self.keyless.identities.len();
+        match (self.keys.len(), self.roots.len(), identities) {
+            (0, 0, 0) => "none".to_owned(),
+            (keys, roots, 0) => format!("{keys} keys and {roots} roots of certificates"),
+            (keys, roots, identities) => format!(
+                "{keys} keys, {roots} roots of certificates and {identities} identities of \
+                 keyless signatures"
+            ),
         }
     }
 }
@@ -197,47 +177,6 @@ fn pem(path: &Path, label: &str) -> Result<Vec<Vec<u8>>, SigningError> {
         return Err(refuse(format!("there is no PEM block {label:?} in it")));
     }
     Ok(found)
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Bundle {
-    media_type: String,
-    verification_material: Material,
-    dsse_envelope: Option<Envelope>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Material {
-    public_key: Option<serde_json::Value>,
-    x509_certificate_chain: Option<Chain>,
-    /// One certificate of Fulcio, in keyless bundles.
-    certificate: Option<serde_json::Value>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Chain {
-    certificates: Vec<Certificate>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Certificate {
-    #[serde(rename = "rawBytes")]
-    raw_bytes: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope {
-    payload: String,
-    payload_type: String,
-    signatures: Vec<Signature>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Signature {
-    sig: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -317,9 +256,8 @@ pub fn verify(
 ) -> Result<SignedFiles, SigningError> {
     let read: Bundle = serde_json::from_slice(bytes)
         .map_err(|error| bundle("the bundle", error, "the JSON of a Sigstore bundle"))?;
-    if read.media_type != BUNDLE_TYPE {
-        return Err(bundle("mediaType", read.media_type, BUNDLE_TYPE));
-    }
+    let version = Version::of(&read.media_type)
+        .ok_or_else(|| bundle("mediaType", &read.media_type, BUNDLE_TYPES))?;
     let envelope =
         read.dsse_envelope.ok_or_else(|| bundle("dsseEnvelope", "missing", "a DSSE envelope"))?;
     if envelope.payload_type != PAYLOAD_TYPE {
@@ -328,27 +266,35 @@ pub fn verify(
     let [signature] = envelope.signatures.as_slice() else {
         return Err(bundle("signatures", envelope.signatures.len(), "exactly one signature"));
     };
-    let signature = decoded("sig", &signature.sig)?;
-    let payload = decoded("payload", &envelope.payload)?;
+    let (signature, payload) = (signature.sig.0.as_slice(), envelope.payload.0.as_slice());
     // DSSE's pre-authentication encoding.
     let mut message =
         format!("DSSEv1 {} {PAYLOAD_TYPE} {} ", PAYLOAD_TYPE.len(), payload.len()).into_bytes();
-    message.extend_from_slice(&payload);
-    let signer = match &read.verification_material {
-        Material { certificate: Some(_), .. } => return Err(SigningError::Keyless),
-        Material { x509_certificate_chain: Some(chain), .. } => {
-            by_certificate(chain, signers, &message, &signature, now_s)?
+    message.extend_from_slice(payload);
+    let material = &read.verification_material;
+    // Each way is as strict as the other, so the bundle may say which one it went.
+    let signer = match material {
+        Material {
+            certificate: None,
+            public_key: None,
+            x509_certificate_chain: Some(chain),
+            ..
+        } if material.tlog_entries.is_empty() => {
+            by_certificate(chain, signers, &message, signature, now_s)?
         }
-        Material { public_key: Some(_), .. } => by_key(signers, &message, &signature)?,
-        Material { .. } => {
+        Material {
+            certificate: None, public_key: Some(_), x509_certificate_chain: None, ..
+        } => by_key(signers, &message, signature)?,
+        Material { certificate: None, x509_certificate_chain: None, .. } => {
             return Err(bundle("verificationMaterial", "empty", "a public key or certificates"));
         }
+        _ => {
+            let signed = Signed { message: &message, payload, signature };
+            let by = signers.keyless.verify(version, material, &signed, now_s)?;
+            format!("{} of {}, signed at {}", by.subject, by.issuer, by.time)
+        }
     };
-    Ok(SignedFiles { signer, files: files(&payload)? })
-}
-
-fn decoded(field: &'static str, text: &str) -> Result<Vec<u8>, SigningError> {
-    STANDARD.decode(text).map_err(|error| bundle(field, error, "base64"))
+    Ok(SignedFiles { signer, files: files(payload)? })
 }
 
 /// The bundle's own hint is not asked: any trusted key will do.
@@ -357,12 +303,12 @@ fn by_key(
     message: &[u8],
     signature: &[u8],
 ) -> Result<String, SigningError> {
-    let found = signers.keys.iter().find(|(_, key)| key.signed(message, signature));
+    let found = signers.keys.iter().find(|(_, key)| key.made(message, signature));
     let (path, key) = found.ok_or_else(|| SigningError::Untrusted {
         reason: "no trusted key made it".to_owned(),
         trusted: signers.describe(),
     })?;
-    Ok(format!("key {} ({})", &key.id.hex()[..16], path.display()))
+    Ok(format!("key {} ({})", &key.id().hex()[..16], path.display()))
 }
 
 fn by_certificate(
@@ -372,10 +318,8 @@ fn by_certificate(
     signature: &[u8],
     now_s: i64,
 ) -> Result<String, SigningError> {
-    let mut ders = Vec::new();
-    for certificate in &chain.certificates {
-        ders.push(CertificateDer::from(decoded("rawBytes", &certificate.raw_bytes)?));
-    }
+    let ders: Vec<CertificateDer<'_>> =
+        chain.certificates.iter().map(|c| c.der.0.as_slice().into()).collect();
     let [leaf, others @ ..] = ders.as_slice() else {
         return Err(bundle("certificates", "empty", "at least the signer's certificate"));
     };
@@ -407,8 +351,8 @@ fn by_certificate(
     if !may_sign {
         return Err(untrusted("it is not for digital signatures".to_owned()));
     }
-    let key = Key::from_spki(parsed.public_key()).map_err(untrusted)?;
-    if !key.signed(message, signature) {
+    let key = Key::from_spki(parsed.public_key()).and_then(elliptic).map_err(untrusted)?;
+    if !key.made(message, signature) {
         return Err(untrusted("its key did not make the signature".to_owned()));
     }
     Ok(format!("certificate of {}", parsed.subject()))
