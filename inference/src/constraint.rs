@@ -10,20 +10,23 @@
 //! - What can't be enforced is refused, with the keyword to blame, not ignored.
 //! - A schema or grammar is bounded in size and depth before a recursive parser sees it.
 
+mod blame;
 mod gbnf;
-mod json;
+mod numbers;
+mod schema;
 mod shape;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, StopReason, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 use toktrie::{InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie, TokenizerEnv};
 
 use crate::engine::Constraint;
-use json::NumberGuard;
+use numbers::NumberGuard;
+use schema::Document;
 
 pub(crate) use shape::arguments;
 pub use shape::{Reasoning, Shape};
@@ -37,11 +40,13 @@ pub const GRAMMAR_DEPTH_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
     /// The JSON schema uses something that can't be enforced.
-    #[error("schema keyword \"{keyword}\" is not supported here: {reason}")]
+    #[error("schema keyword \"{keyword}\" at {pointer:?} is not supported here: {reason}")]
     Keyword {
         /// The keyword to blame.
         keyword: String,
-        /// What the compiler said.
+        /// Where it stands in the schema: a JSON pointer.
+        pointer: String,
+        /// Why.
         reason: String,
     },
     /// The schema, regular expression or grammar is not well formed, or can't be fulfilled.
@@ -129,26 +134,20 @@ impl Vocabulary {
     /// [`ConstraintError`].
     pub fn compile(&self, constraint: &Constraint) -> Result<Guide, ConstraintError> {
         let is_json = matches!(constraint, Constraint::JsonSchema(_) | Constraint::Json);
-        let grammar = grammar(constraint)?;
-        self.build(grammar, Some(constraint), is_json.then_some(Reasoning::None))
+        self.build(grammar(constraint)?, is_json.then_some(Reasoning::None))
+            .map_err(|reason| self.blame(Some(constraint), reason))
     }
 
     /// `json`: the text is JSON, so that its numbers are kept short; reasoning before it is not.
-    fn build(
-        &self,
-        grammar: TopLevelGrammar,
-        constraint: Option<&Constraint>,
-        json: Option<Reasoning>,
-    ) -> Result<Guide, ConstraintError> {
-        let refuse = |reason: &str| match constraint {
-            Some(constraint) => blame(constraint, reason),
-            None => ConstraintError::Grammar(first_lines(reason)),
-        };
-        let parser = guarded(|| self.factory.create_parser(grammar))?
-            .map_err(|error| refuse(&error.to_string()))?;
+    /// What comes back instead of a guide is what the compiler said.
+    fn build(&self, grammar: TopLevelGrammar, json: Option<Reasoning>) -> Result<Guide, String> {
+        // The compiler is not written for hostile input everywhere; a panic of its is a refusal.
+        let parser = guarded(|| self.factory.create_parser(grammar))
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
         let matcher = Matcher::new(Ok(parser));
         if let Some(reason) = matcher.get_error() {
-            return Err(refuse(&reason));
+            return Err(reason);
         }
         let numbers = json.map(|reasoning| Numbers {
             guard: NumberGuard::default(),
@@ -170,13 +169,14 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
         Constraint::JsonSchema(schema) => {
             check_depth(schema)?;
             check_bytes(schema.to_string().len())?;
-            if let Some(keyword) = json::inexact(schema) {
-                let reason = "whole numbers beyond 2^53 can't be kept exactly".to_owned();
-                return Err(ConstraintError::Keyword { keyword: keyword.to_owned(), reason });
-            }
-            TopLevelGrammar::from_json_schema(json::prepare(schema))
+            let document = Document::open(schema)?;
+            TopLevelGrammar::from_json_schema(document.compiled(&document.start())?)
         }
-        Constraint::Json => TopLevelGrammar::from_json_schema(json::prepare(&Value::Bool(true))),
+        Constraint::Json => {
+            let any = Value::Bool(true);
+            let document = Document::open(&any)?;
+            TopLevelGrammar::from_json_schema(document.compiled(&document.start())?)
+        }
         Constraint::Regex(regex) => {
             check_text(regex)?;
             TopLevelGrammar::from_regex(regex)
@@ -240,65 +240,6 @@ fn check_text(text: &str) -> Result<(), ConstraintError> {
         deepest = deepest.max(depth);
     }
     too_deep(deepest)
-}
-
-/// Keywords that a compiler's message may name.
-const KEYWORDS: [&str; 27] = [
-    "oneOf",
-    "anyOf",
-    "allOf",
-    "$ref",
-    "const",
-    "enum",
-    "additionalItems",
-    "prefixItems",
-    "minItems",
-    "maxItems",
-    "additionalProperties",
-    "patternProperties",
-    "minProperties",
-    "maxProperties",
-    "properties",
-    "required",
-    "minLength",
-    "maxLength",
-    "pattern",
-    "format",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "minimum",
-    "maximum",
-    "multipleOf",
-    "items",
-    "type",
-];
-
-/// Finds the schema keyword that the compiler complains about.
-fn blame(constraint: &Constraint, message: &str) -> ConstraintError {
-    let reason = first_lines(message);
-    if !matches!(constraint, Constraint::JsonSchema(_)) {
-        return ConstraintError::Grammar(reason);
-    }
-    let unimplemented = message
-        .split_once("Unimplemented keys: [\"")
-        .and_then(|(_, rest)| rest.split_once('"'))
-        .map(|(keyword, _)| keyword.to_owned());
-    if message.contains("Reference segment") {
-        return ConstraintError::Keyword { keyword: "$ref".to_owned(), reason };
-    }
-    let lower = message.to_lowercase();
-    let named = || {
-        let named = KEYWORDS.iter().find(|k| {
-            message.split(|c: char| !c.is_alphanumeric() && c != '$').any(|word| word == **k)
-        });
-        let hinted = KEYWORDS.iter().find(|k| lower.contains(&k.to_lowercase()));
-        let regex = lower.contains("regex").then_some(&"pattern");
-        named.or(regex).or(hinted).map(|k| (*k).to_owned())
-    };
-    match unimplemented.or_else(named) {
-        Some(keyword) => ConstraintError::Keyword { keyword, reason },
-        None => ConstraintError::Grammar(reason),
-    }
 }
 
 fn first_lines(message: &str) -> String {
@@ -398,7 +339,11 @@ impl Guide {
         if let Some(numbers) = &mut self.numbers {
             numbers.take(token);
         }
-        Ok(if self.matcher.is_stopped() { Progress::Complete } else { Progress::Open })
+        match self.matcher.stop_reason() {
+            StopReason::NotStopped => Ok(Progress::Open),
+            StopReason::NoExtension | StopReason::EndOfSentence => Ok(Progress::Complete),
+            other => Err(ConstraintError::Grammar(format!("it leads nowhere from here: {other}"))),
+        }
     }
 }
 

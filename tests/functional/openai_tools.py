@@ -59,7 +59,7 @@ for field, words, fields in [
     ("tool_choice", ["other"], {"tool_choice": {"type": "function", "function": {"name": "other"}}}),
     ("tool_choice", ["required"], {"tool_choice": "any"}),
     ("tool_choice", ["no tools"], {"tool_choice": "required", "tools": []}),
-    ("tools", ["bad", "uniqueItems"], {"tool_choice": "required", "tools": [bad]}),
+    ("tools", ["bad", "/properties/a/uniqueItems"], {"tool_choice": "required", "tools": [bad]}),
     ("tools", ["[1].function.name"], {"tools": [switch, {"type": "function", "function": {}}]}),
     ("tools", ["twice"], {"tools": [switch, switch]}),
 ]:

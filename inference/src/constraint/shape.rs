@@ -4,6 +4,7 @@
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use serde_json::{Value, json};
 
+use super::schema::Document;
 use super::{ConstraintError, Guide, Vocabulary, grammar};
 use crate::engine::Constraint;
 
@@ -37,7 +38,9 @@ pub(super) const CLOSE: &str = "</think>";
 
 /// A schema of a tool's arguments, readied for the compiler, and spaced as templates write JSON.
 pub(crate) fn arguments(schema: &Value) -> Value {
-    let mut schema = super::json::prepare(schema);
+    // One that is refused was refused before it came here.
+    let compiled = Document::open(schema).and_then(|document| document.compiled(&document.start()));
+    let mut schema = compiled.unwrap_or(Value::Bool(false));
     if let Some(options) = schema.get_mut("x-guidance").and_then(Value::as_object_mut) {
         options.insert("item_separator".into(), json!(", "));
         options.insert("key_separator".into(), json!(": "));
@@ -83,6 +86,6 @@ impl Vocabulary {
             .constraint
             .is_none_or(|c| matches!(c, Constraint::JsonSchema(_) | Constraint::Json));
         let json = is_json.then_some(shape.reasoning);
-        self.build(whole, shape.constraint, json).map(Some)
+        self.build(whole, json).map(Some).map_err(|reason| self.blame(shape.constraint, reason))
     }
 }

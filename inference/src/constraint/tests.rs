@@ -76,12 +76,57 @@ fn an_unsupported_schema_is_refused_with_the_keyword_to_blame() {
     ];
     for (keyword, schema) in cases {
         match bytes().compile(&Constraint::JsonSchema(schema.clone())) {
-            Err(ConstraintError::Keyword { keyword: found, .. }) => {
+            Err(ConstraintError::Keyword { keyword: found, pointer, .. }) => {
                 assert_eq!(found, keyword, "{schema}");
+                assert!(schema.pointer(&pointer).is_some(), "{schema}: {pointer}");
             }
             other => panic!("{schema}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn what_the_compiler_refuses_is_found_deep_in_the_schema() {
+    let overlapping = json!({ "patternProperties": { "a": {}, "^a": {} } });
+    let empty = json!({ "type": "string", "minLength": 3, "maxLength": 2 });
+    let cases = [
+        (
+            "/properties/a/items/patternProperties",
+            json!({
+                "properties": { "x": false, "a": { "items": overlapping } },
+            }),
+        ),
+        (
+            "/$defs/a~1b/oneOf",
+            json!({
+                "items": { "$ref": "#/$defs/a~1b" },
+                "$defs": { "a/b": { "oneOf": [{ "minimum": 3 }, { "maximum": 10 }] } },
+            }),
+        ),
+        (
+            "/properties/a/minLength",
+            json!({ "type": "object", "properties": { "a": empty, "b": empty },
+            "required": ["a"] }),
+        ),
+        ("/allOf", json!({ "allOf": [true, false] })),
+        ("/allOf", json!({ "allOf": [{ "type": "string" }, { "type": "null" }] })),
+    ];
+    for (place, schema) in cases {
+        match bytes().compile(&Constraint::JsonSchema(schema.clone())) {
+            Err(ConstraintError::Keyword { pointer, .. }) => assert_eq!(pointer, place, "{schema}"),
+            other => panic!("{schema}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn each_character_has_one_spelling_so_that_no_name_comes_twice() {
+    let schema = Constraint::JsonSchema(json!({
+        "properties": { "a": { "const": 1 } }, "additionalProperties": { "const": 2 },
+    }));
+    assert!(accepts(&schema, r#"{"a":1,"\"":2,"é\n":2}"#));
+    assert!(!accepts(&schema, r#"{"a":1,"\u0061":2}"#));
+    assert!(!accepts(&Constraint::Json, r#"{"\u0061":2}"#));
 }
 
 #[test]
