@@ -9,10 +9,12 @@ pub mod candle;
 mod check;
 mod copies;
 pub mod native;
+mod pages;
 mod plan;
 
 pub use check::{check_batch, check_blocks, output_rows};
 pub use copies::WeightCopies;
+pub(crate) use pages::file_bytes;
 pub use plan::plan;
 
 /// Positions per cache block, the same for every backend.

@@ -6,29 +6,37 @@
 //! floats).
 //!
 //! Invariants:
-//! - A template pays for every instruction and every 64 bytes it makes ([`FUEL`]), so that one
-//!   without end is stopped; see the gap below. It sees no file, no clock but [`RenderInput::now_s`] and nothing
-//!   of the process.
+//! - A template pays for every instruction, for every 64 bytes it makes or walks ([`FUEL`]), and
+//!   for the memory of all it makes, before it is made; what it makes nests to a bounded depth
+//!   (`chat/meter.rs`). So whatever a template does ends, in bounded memory and on a bounded stack
+//!   ([`STACK_BYTES`]), with a text or an error that names the limit.
+//! - It sees no file, no clock but [`RenderInput::now_s`] and nothing of the process.
 //! - Text of users cannot become control tokens: see [`encode`].
-//!
-//! Known gap: fuel pays for what a template makes, not for what it makes *of* it. A list that holds
-//! or joins itself over and over is small and unfolds without measure when it is written, compared
-//! or joined by a method, and one nested ten thousands deep overflows the stack when it is dropped.
 //!
 //! Deliberately absent: `include`, `import` and inheritance (there is only one template), and
 //! guessing a template for a model that has none.
 
 mod calls;
 mod json;
+mod library;
+mod meter;
+mod operators;
 mod output;
 mod prompt;
+mod rewrite;
 
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use minijinja::machinery::{eval, make_string_output};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
 use crate::gguf::{Gguf, GgufError};
 use crate::tokenizer::Tokenizer;
+use rewrite::Program;
 
 pub use calls::{BadTools, CALLS_MAX, Calls, FUNCTION_NAME_BYTES_MAX, ToolChoice, ToolOffer};
 pub(crate) use calls::{Function, functions, grammar as calls_grammar};
@@ -36,7 +44,7 @@ pub use output::{Delta, Family, Output, OutputParser, Start, ToolCall, Tools, pa
 pub use prompt::{Encoded, encode};
 
 /// Longest template, in bytes.
-pub const TEMPLATE_BYTES_MAX: usize = 1 << 20;
+pub const TEMPLATE_BYTES_MAX: usize = 256 << 10;
 /// What a rendering may use up: about one unit per instruction and per 64 bytes made or searched.
 /// Real templates need some thousand for a short conversation.
 pub const FUEL: u64 = 1_000_000;
@@ -44,6 +52,9 @@ pub const FUEL: u64 = 1_000_000;
 pub const FUEL_PER_BYTE: u64 = 16;
 /// Longest conversation (messages, tools and names together, as JSON), in bytes.
 pub const INPUT_BYTES_MAX: usize = 16 << 20;
+/// Stack of the thread that parses and renders a template: what a tag of the longest kind and a
+/// value nested as deep as allowed take, several times over.
+const STACK_BYTES: usize = 16 << 20;
 
 /// Why a template was refused or did not render.
 #[derive(Debug, thiserror::Error)]
@@ -79,9 +90,18 @@ pub enum ChatError {
     /// The template used more than a rendering may.
     #[error("render the chat template: it uses more than {0} units of work; it may never end")]
     OutOfFuel(u64),
+    /// The template made more than a rendering may.
+    #[error("render the chat template: it makes more than {0} bytes of text and values")]
+    TooMuch(u64),
+    /// The template nested values deeper than this program walks.
+    #[error("render the chat template: it nests values deeper than {0}")]
+    TooDeep(usize),
     /// The template failed.
     #[error("render the chat template: {0}")]
     Render(String),
+    /// There was no thread to render on.
+    #[error("render the chat template: start a thread with {STACK_BYTES} bytes of stack")]
+    Thread(#[source] std::io::Error),
     /// The model's file has no template.
     #[error("render the chat template: the model has none; send a prompt instead of messages")]
     NoTemplate,
@@ -102,13 +122,20 @@ pub struct RenderInput<'a> {
     pub now_s: i64,
 }
 
-/// A model's chat template, parsed.
-#[derive(Debug, Clone)]
+/// A model's chat template, whose syntax was checked.
+#[derive(Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    program: Arc<Program>,
     bos: String,
     eos: String,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate").field("source", &self.source).finish_non_exhaustive()
+    }
 }
 
 /// The message of `raise_exception`, kept apart from other errors.
@@ -140,12 +167,12 @@ impl ChatTemplate {
         if found > limit {
             return Err(ChatError::TemplateTooLong { found, limit });
         }
-        let mut environment = environment()?;
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|error| ChatError::Syntax(describe(&error)))?;
+        let environment = environment()?;
+        let plain = without_generation_tags(source);
+        let program = on_a_large_stack(|| rewrite::program(NAME, plain, environment.syntax()))?
+            .map_err(|error| bad(&error))?;
         let (source, bos, eos) = (source.to_owned(), bos.to_owned(), eos.to_owned());
-        Ok(Self { environment, source, bos, eos })
+        Ok(Self { environment, source, program: Arc::new(program), bos, eos })
     }
 
     /// The template's text.
@@ -180,24 +207,54 @@ impl ChatTemplate {
         environment.set_fuel(Some(fuel));
         let now_s = input.now_s;
         environment.add_function("strftime_now", move |format: &str| strftime(now_s, format));
-        let template =
-            environment.get_template(NAME).map_err(|error| ChatError::Syntax(describe(&error)))?;
-        template.render(Value::from(Serde(names))).map_err(|error| refusal(&error, fuel))
+        on_a_large_stack(|| self.run(&environment, names, fuel))?
     }
+
+    fn run(
+        &self,
+        environment: &Environment<'static>,
+        names: Json,
+        fuel: u64,
+    ) -> Result<String, ChatError> {
+        let (root, blocks) = (Value::from(Serde(names)), BTreeMap::new());
+        let (mut text, program) = (String::new(), self.program.borrow_dependent());
+        let out = &mut make_string_output(&mut text);
+        eval(environment, program, root, &blocks, out, AutoEscape::None)
+            .map_err(|error| refusal(&error, fuel))?;
+        Ok(text)
+    }
+}
+
+/// Does something on a thread whose stack is known; a panic there is an error here.
+fn on_a_large_stack<T: Send>(run: impl FnOnce() -> T + Send) -> Result<T, ChatError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("chat template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, run)
+            .map_err(ChatError::Thread)?;
+        thread.join().map_err(|_| ChatError::Render("it made the renderer panic".to_owned()))
+    })
+}
+
+fn bad(error: &rewrite::BadTemplate) -> ChatError {
+    ChatError::Syntax(match error {
+        rewrite::BadTemplate::Syntax(error) => describe(error),
+        other => other.to_string(),
+    })
 }
 
 /// Jinja as transformers sets it up.
 fn environment() -> Result<Environment<'static>, ChatError> {
-    let mut environment = Environment::new();
-    let syntax = minijinja::syntax::SyntaxConfig::builder()
+    let mut environment = Environment::empty();
+    let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
         .build()
         .map_err(|error| ChatError::Syntax(describe(&error)))?;
     environment.set_syntax(syntax);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", tojson);
+    library::register(&mut environment);
+    operators::register(&mut environment);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
     });
@@ -224,18 +281,6 @@ fn without_generation_tags(source: &str) -> String {
     out + rest
 }
 
-/// transformers' `tojson`: Python's `json.dumps(…, ensure_ascii=False)`.
-fn tojson(state: &State<'_, '_>, value: &Value, args: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = args.get("indent")?;
-    let sort_keys: Option<bool> = args.get("sort_keys")?;
-    let separators: Option<Vec<String>> = args.get("separators")?;
-    let _: Option<bool> = args.get("ensure_ascii")?;
-    args.assert_all_used()?;
-    let style = json::Style { indent, sort_keys: sort_keys.unwrap_or(false), separators };
-    let text = json::dumps(value, &style, &|units| state.consume_fuel(units as u64))?;
-    Ok(Value::from(text))
-}
-
 fn strftime(now_s: i64, format: &str) -> Result<String, Error> {
     let refuse = |error: jiff::Error| Error::new(ErrorKind::InvalidOperation, error.to_string());
     let time = jiff::Timestamp::from_second(now_s).map_err(refuse)?;
@@ -256,6 +301,11 @@ fn refusal(error: &Error, fuel: u64) -> ChatError {
     while let Some(cause) = source {
         if let Some(Raised(message)) = cause.downcast_ref() {
             return ChatError::Raised(message.clone());
+        }
+        match cause.downcast_ref() {
+            Some(meter::Exceeded::Made(limit)) => return ChatError::TooMuch(*limit),
+            Some(meter::Exceeded::Depth) => return ChatError::TooDeep(meter::DEPTH_MAX),
+            Some(meter::Exceeded::NotData) | None => {}
         }
         if let Some(cause) = cause.downcast_ref::<Error>()
             && cause.kind() == ErrorKind::OutOfFuel

@@ -1,7 +1,7 @@
 //! Memory stays within the budget: in a process of its own, whose data is limited to the budget.
 //!
-//! What is looked at is memory that can't be given back: a model's file is mapped, and its pages
-//! are the system's to drop at any moment; while a model is loaded they are resident beside it.
+//! What is looked at here is what the process allocates. `residency.rs` looks at all that is resident,
+//! the pages of mapped files included.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)] // a failure here is a failed test

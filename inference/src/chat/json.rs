@@ -6,8 +6,8 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-/// Deepest nesting that is written.
-const DEPTH_MAX: usize = 128;
+use super::meter::DEPTH_MAX;
+
 /// Bytes that cost as much as one element.
 const BYTES_PER_UNIT: usize = 64;
 
@@ -22,12 +22,12 @@ pub(super) struct Style {
 
 /// Writes a value.
 ///
-/// `pay` is called with the amount of work before it is done: a template can build lists that are
-/// far longer than the memory they take.
+/// `pay` is called with the amount of work, and with how long the text is to become, before either
+/// is done: a template can build lists that are far longer than the memory they take.
 pub(super) fn dumps(
     value: &Value,
     style: &Style,
-    pay: &dyn Fn(usize) -> Result<(), Error>,
+    pay: &dyn Fn(usize, usize) -> Result<(), Error>,
 ) -> Result<String, Error> {
     let (element, key) = match style.separators.as_deref() {
         Some([element, key]) => (element.as_str(), key.as_str()),
@@ -49,7 +49,7 @@ struct Writer<'a> {
     style: &'a Style,
     element: &'a str,
     key: &'a str,
-    pay: &'a dyn Fn(usize) -> Result<(), Error>,
+    pay: &'a dyn Fn(usize, usize) -> Result<(), Error>,
 }
 
 impl Writer<'_> {
@@ -110,7 +110,7 @@ impl Writer<'_> {
     }
 
     fn text(&mut self, text: &str) -> Result<(), Error> {
-        (self.pay)(text.len() / BYTES_PER_UNIT)?;
+        (self.pay)(text.len() / BYTES_PER_UNIT, self.out.len() + text.len())?;
         string(text, &mut self.out);
         Ok(())
     }
@@ -118,7 +118,8 @@ impl Writer<'_> {
     /// Before each element: its work is paid here.
     fn new_line(&mut self, depth: usize) -> Result<(), Error> {
         let blanks = self.style.indent.map(|indent| indent.min(64) * depth);
-        (self.pay)(1 + blanks.unwrap_or(0) / BYTES_PER_UNIT)?;
+        let around = blanks.unwrap_or(0) + self.element.len() + self.key.len();
+        (self.pay)(1 + around / BYTES_PER_UNIT, self.out.len() + around)?;
         if let Some(blanks) = blanks {
             self.out.push('\n');
             self.out.extend(std::iter::repeat_n(' ', blanks));
@@ -225,11 +226,11 @@ mod tests {
         let value = Value::from(minijinja::value::Serde(serde_json::json!(
             {"b": [1, 2.0, null, true, "é<'\"\n\u{1}"], "a": {}}
         )));
-        let plain = dumps(&value, &Style::default(), &|_| Ok(())).unwrap();
+        let plain = dumps(&value, &Style::default(), &|_, _| Ok(())).unwrap();
         assert_eq!(plain, r#"{"b": [1, 2.0, null, true, "é<'\"\n\u0001"], "a": {}}"#);
         let style = Style { indent: Some(2), sort_keys: true, separators: None };
         assert_eq!(
-            dumps(&value, &style, &|_| Ok(())).unwrap(),
+            dumps(&value, &style, &|_, _| Ok(())).unwrap(),
             "{\n  \"a\": {},\n  \"b\": [\n    1,\n    2.0,\n    null,\n    true,\n    \
              \"é<'\\\"\\n\\u0001\"\n  ]\n}"
         );
@@ -241,6 +242,6 @@ mod tests {
         for _ in 0..DEPTH_MAX + 1 {
             value = Value::from(vec![value]);
         }
-        assert!(dumps(&value, &Style::default(), &|_| Ok(())).is_err());
+        assert!(dumps(&value, &Style::default(), &|_, _| Ok(())).is_err());
     }
 }

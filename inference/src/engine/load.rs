@@ -294,6 +294,8 @@ impl Planned {
         let hidden = options.batch_tokens_max * self.architecture.embedding_len;
         let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
         memory.scratch_bytes += rows + Scratch::bytes(self.architecture.vocab_len);
+        memory.scratch_bytes +=
+            backend::file_bytes(gguf, &self.architecture, &options, memory.scratch_bytes);
         if let Some(draft) = &self.draft {
             memory.weights_bytes += draft.memory.weights_bytes;
             memory.kv_bytes += draft.memory.kv_bytes;

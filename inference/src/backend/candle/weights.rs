@@ -7,6 +7,7 @@ use candle_core::{D, DType, Device, Module, Tensor};
 use fulmar_kernels::formats::{TensorType, dequantize};
 
 use crate::backend::LoadError;
+use crate::backend::pages::EmbeddingPages;
 use crate::gguf::Gguf;
 use crate::model::{Architecture, Linear};
 
@@ -24,6 +25,7 @@ pub(super) struct Source {
     norm_epsilon: f64,
     dense: bool,
     held_bytes: u64,
+    pages: EmbeddingPages,
 }
 
 /// How one projection is held.
@@ -189,6 +191,7 @@ impl Source {
             norm_epsilon: f64::from(architecture.norm_epsilon),
             dense: dense_bytes(architecture) <= dense_bytes_max,
             held_bytes: 0,
+            pages: EmbeddingPages::default(),
         }
     }
 
@@ -243,6 +246,8 @@ impl Source {
                 LoadError::Tensor { name: linear.tensor.clone(), reason: error.to_string() }
             }
         })?;
+        // What was read is held elsewhere now.
+        self.gguf.release();
         let bias = match &linear.bias {
             Some(name) => Some(self.vector(name, linear.first_row, linear.outputs)?),
             None => None,
@@ -299,6 +304,7 @@ impl Source {
             let row = read_rows(&self.gguf, name, columns, *token as usize, 1);
             values.extend(row.map_err(candle_core::Error::wrap)?);
         }
+        self.pages.read(&self.gguf, tokens.len());
         Tensor::from_vec(values, (tokens.len(), columns), &self.device)
     }
 }
@@ -361,6 +367,7 @@ fn streamed(gguf: &Gguf, linear: &Linear, step: usize, x: &Tensor) -> candle_cor
             .map_err(candle_core::Error::wrap)?;
         let weight = Tensor::from_vec(values, (rows, linear.inputs), x.device())?;
         parts.push(x.matmul(&weight.t()?)?);
+        gguf.release();
     }
     Tensor::cat(&parts, D::Minus1)
 }

@@ -169,6 +169,7 @@ impl Native {
                 row.iter_mut().for_each(|value| *value *= a.embedding_scale);
             }
         });
+        embeddings.read(tokens.len());
         if missing.into_inner() {
             let reason = "a token's embedding is not in the model file".to_owned();
             return Err(StepError::Compute { backend: NAME, reason });

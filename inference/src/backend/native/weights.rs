@@ -17,6 +17,7 @@ use fulmar_kernels::team::Team;
 use super::stored::{HEAD_BYTES, Stored};
 use super::{LoadError, refused};
 use crate::backend::WeightCopies;
+use crate::backend::pages::EmbeddingPages;
 use crate::gguf::{Gguf, Tensor};
 use crate::model::{Architecture, Layer, Linear};
 
@@ -71,6 +72,7 @@ pub(super) struct Embeddings {
     name: String,
     ty: TensorType,
     row_bytes: usize,
+    pages: EmbeddingPages,
 }
 
 impl Embeddings {
@@ -86,7 +88,7 @@ impl Embeddings {
                 return Err(LoadError::Tensor { name, reason });
             }
         };
-        Ok(Self { gguf: gguf.clone(), name, ty, row_bytes })
+        Ok(Self { gguf: gguf.clone(), name, ty, row_bytes, pages: EmbeddingPages::default() })
     }
 
     /// Writes a token's embedding. False when the file has none.
@@ -95,6 +97,11 @@ impl Embeddings {
         let tensor = self.gguf.tensor(&self.name);
         let row = tensor.and_then(|t| t.data.get(start..start + self.row_bytes));
         row.is_some_and(|row| dequantize(self.ty, row, out).is_ok())
+    }
+
+    /// Says that the rows of so many tokens were read.
+    pub(super) fn read(&self, tokens: usize) {
+        self.pages.read(&self.gguf, tokens);
     }
 }
 
