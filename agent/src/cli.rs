@@ -19,6 +19,7 @@ mod quantize;
 mod quickstart;
 mod registry;
 mod run;
+mod search;
 mod serve;
 mod status;
 pub(crate) mod token;
@@ -91,6 +92,8 @@ enum Command {
     Run(run::Args),
     /// List the models on this device.
     List(models::ListArgs),
+    /// Find models: in the trusted registry, or on a hub.
+    Search(search::Args),
     /// Show what a model is and who signed it.
     Show(models::ShowArgs),
     /// Take a model off this device.
@@ -176,6 +179,7 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve::run(place, args),
         Command::Run(args) => run::run(place, args),
         Command::List(args) => models::list(place, &args),
+        Command::Search(args) => search::run(place, &args),
         Command::Show(args) => models::show(place, &args),
         Command::Rm(args) => models::rm(place, &args),
         Command::Pull(args) => pull::run(place, &args),

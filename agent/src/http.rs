@@ -17,6 +17,7 @@ mod models;
 mod ollama;
 mod openai;
 mod reply;
+mod search;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -116,6 +117,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
         .route("/api/embed", post(ollama::embed))
+        .route("/fulmar/v1/search", get(search::search))
         .route("/fulmar/v1/status", get(local::status))
         .route("/fulmar/v1/ps", get(local::ps))
         .route("/fulmar/v1/sync", post(local::sync_now))

@@ -18,6 +18,7 @@ mod logging;
 mod models;
 #[cfg(all(feature = "control-plane", feature = "demo-model"))]
 mod quickstart;
+mod search;
 mod serve;
 mod signing;
 mod standing;

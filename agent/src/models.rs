@@ -15,7 +15,7 @@ use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
 use fulmar_registry::import::ModelFacts;
 use fulmar_registry::manifest::Evaluation;
 use fulmar_registry::{
-    Authority, Barred, Digest, LoadError, ModelRef, ReferenceError, Registry, Standing,
+    Authority, Barred, Digest, LoadError, ModelName, ModelRef, ReferenceError, Registry, Standing,
     VerifiedModel,
 };
 use fulmar_store::Store;
@@ -176,6 +176,8 @@ pub(crate) struct LoadedModel {
     pub(crate) authority: Authority,
     /// Why no draft guesses ahead for it, where one was named.
     pub(crate) draft_refused: Option<String>,
+    /// The draft that was named for it, where it was not here.
+    pub(crate) draft_missing: Option<ModelName>,
 }
 
 /// The models of this device.
@@ -219,7 +221,7 @@ impl Models {
     }
 
     /// The full name that a request's name stands for: the name itself, or the one active model
-    /// that it is the beginning of (`fulmar/demo`, `demo`).
+    /// that it is the beginning of (`fulmar/demo`, `demo`). A digest after `@` stays.
     pub(crate) async fn resolve(&self, name: &str) -> Result<String, ModelError> {
         let active: Vec<String> = self
             .installed()
@@ -239,13 +241,17 @@ impl Models {
                 .split_once('@')
                 .map_or(exact.clone(), |(_, digest)| format!("{exact}@{digest}")));
         }
+        let (short, digest) =
+            name.split_once('@').map_or((name, ""), |(short, digest)| (short, digest));
         let means = |full: &String| {
             let without_tag = full.split(':').next().unwrap_or(full);
-            without_tag == name || without_tag.split('/').next_back() == Some(name)
+            without_tag == short || without_tag.split('/').next_back() == Some(short)
         };
         let mut meant = active.iter().filter(|full| means(full));
         match (meant.next(), meant.next()) {
-            (Some(only), None) => Ok(only.clone()),
+            (Some(only), None) if digest.is_empty() => Ok(only.clone()),
+            // Read as a reference above: what stands after the sign is a digest.
+            (Some(only), None) if exact.is_ok() => Ok(format!("{only}@{digest}")),
             _ => {
                 let name = exact?;
                 self.check_revoked(&name).await?;
@@ -383,6 +389,7 @@ impl Models {
             weights_digest: verified.weights.digest,
             authority: verified.authority,
             draft_refused: loading.draft_refused,
+            draft_missing: loading.draft_missing,
         });
         self.map_mut().insert(engine_name, Arc::clone(&model));
         Ok(model)

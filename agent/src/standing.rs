@@ -139,8 +139,21 @@ pub(crate) async fn keep(app: Arc<App>, stop: CancellationToken) {
             note(&app, &mut noted).await;
         }
         enforce(&app).await;
+        take_drafts_up(&app).await;
     }
     note(&app, &mut noted).await;
+}
+
+/// Loads again what runs without its draft, once that is here: a release and its draft come in any
+/// order.
+async fn take_drafts_up(app: &App) {
+    for name in app.models().release_for_drafts().await {
+        let now_s = app.state().clock().now_s();
+        match app.models().loaded(&name, &app.standing(), now_s).await {
+            Ok(model) => tracing::info!(model = model.name, "a model's draft came after it"),
+            Err(error) => tracing::warn!(model = name, %error, "a model was not loaded again"),
+        }
+    }
 }
 
 async fn note(app: &App, noted: &mut Instant) {

@@ -18,6 +18,7 @@ use crate::manifest::{
 };
 use crate::{CatalogError, ModelName, OwnerError, Registry, Signed, catalog};
 
+pub mod hub_search;
 pub mod hugging_face;
 pub mod model_signing;
 pub mod oci;

@@ -4,6 +4,7 @@
 
 mod by_file;
 mod governor;
+mod search;
 mod surface;
 
 use std::process::{Command, Stdio};

@@ -99,3 +99,43 @@ fn what_stands_in_the_way_is_said_with_what_to_do() {
     assert!(whole.is_empty() && partial.iter().all(|path| bytes(path) == 0));
     assert_eq!(servers.seen()["asked"], serde_json::json!([]), "not a byte was fetched");
 }
+
+#[test]
+fn what_a_search_of_the_hub_prints_is_what_a_pull_takes() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let search =
+        |more: &[&str]| servers.json(dir.path(), &[&["search", "--json"][..], more].concat(), &[]);
+    let found = search(&["hf.co/TINY"]);
+    let model = &found["models"][0];
+    assert_eq!(model["models"], serde_json::json!(["hf.co/acme/tiny:Q8_0"]), "{found}");
+    assert_eq!(
+        (&model["architecture"], &model["license"]),
+        (&"qwen3".into(), &"apache-2.0".into())
+    );
+    assert_eq!(found["models"].as_array().unwrap().len(), 1);
+    let pulled =
+        servers.json(dir.path(), &["pull", model["models"][0].as_str().unwrap(), "--json"], &[]);
+    assert_eq!(pulled["name"], "acme/tiny:Q8_0");
+
+    // The local registry's own search knows it now.
+    let local = search(&["tiny"]);
+    assert_eq!(
+        (&local["source"], &local["models"][0]["here"]),
+        (&"local".into(), &"active".into())
+    );
+    let count = |more: &[&str]| search(more)["models"].as_array().unwrap().len();
+    assert_eq!(count(&["hf.co/acme"]), 4);
+    assert_eq!(count(&["hf.co/acme", "--limit", "2"]), 2);
+    assert_eq!(count(&["hf.co/acme", "--quantization", "q8_0", "--size-class", "nano"]), 4);
+    for none in [["--quantization", "Q4_K_M"], ["--architecture", "llama"], ["--license", "MIT"]] {
+        assert_eq!(count(&[&["hf.co/acme"][..], &none].concat()), 0, "{none:?}");
+    }
+    let refused = |more: &[&str], environment: &[(&str, &str)]| {
+        servers.refused(dir.path(), &[&["search", "hf.co/acme"][..], more].concat(), environment)
+    };
+    assert!(refused(&["--offline"], &[]).contains("switched off"));
+    assert!(refused(&[], &[("HF_HUB_OFFLINE", "1")]).contains("switched off"));
+    assert!(refused(&[], &[("HF_TOKEN", "wrong")]).contains("HF_TOKEN"));
+    assert!(refused(&["--memory-bytes-max", "1"], &[]).contains("does not say"));
+}

@@ -132,6 +132,8 @@ class Hub(Handler):
             return self.answer(401, {"error": "Invalid credentials"}, X_Error_Code="GatedRepo")
         path = unquote(urlsplit(self.path).path)
         parts = path.strip("/").split("/")
+        if parts == ["api", "models"]:
+            return self.search(parse_qs(urlsplit(self.path).query))
         if parts[:2] == ["api", "models"] and len(parts) >= 6:
             repository, kind, revision = "/".join(parts[2:4]), parts[4], parts[5]
             if revision not in ("main", "v1", COMMIT):
@@ -148,6 +150,24 @@ class Hub(Handler):
             "cardData": {"license": "apache-2.0"},
             "siblings": [{"rfilename": name} for name in self.files()],
         })
+
+    def search(self, query):
+        """Repositories by a part of their name, with the fields that were asked for."""
+        wanted = query.get("search", [""])[0].lower()
+        assert query.get("filter", ["gguf"]) == ["gguf"], query
+        found = []
+        for number, name in enumerate(["tiny", "cut", "lies", "endless"]):
+            whole = {
+                "siblings": [{"rfilename": path} for path in self.files()], "gated": False,
+                "gguf": {"total": 4_739_000, "architecture": "qwen3", "context_length": 1024},
+                "tags": ["gguf", "license:apache-2.0"], "likes": 7, "downloads": 1000 - number,
+                "private": True, "pipeline_tag": "text-generation",
+            }
+            fields = query.get("expand", ["tags", "likes", "downloads", "private", "pipeline_tag"])
+            entry = {"_id": str(number), "id": f"acme/{name}", "modelId": f"acme/{name}"}
+            if wanted in entry["id"]:
+                found.append(entry | {field: whole[field] for field in fields})
+        self.answer(200, found[: int(query.get("limit", ["1000"])[0])])
 
     def tree(self):
         entries = []

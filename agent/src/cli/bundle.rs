@@ -112,6 +112,7 @@ fn report(place: &Place, args: &ReportArgs) -> anyhow::Result<ExitCode> {
         println!("{} more follow when a bundle says that these were taken", reported.left);
     }
     println!("at the control plane: fulmar control-plane reports --dir DIR {}", args.out.display());
+    println!("or over its console: fulmar bundle hand-in {} --console URL", args.out.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -137,10 +138,12 @@ fn hand_in(args: &HandInArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{}: {} reports, {} known already",
-        taken["device_id"], taken["reports"], taken["known"]
+        "{}: {} reports, {} of them known already",
+        taken["device_id"].as_str().unwrap_or_default(),
+        taken["reports"],
+        taken["known"]
     );
-    println!("the next bundle for it says that they are there");
+    println!("the next bundle for it says that they are here");
     if let Some(fault) = taken["fault"].as_str() {
         println!("its audit log is not what it was: {fault}");
     }

@@ -40,7 +40,8 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(&dir)?;
     let _log = super::quiet_log(&config, &dir)?;
     let state = State::open(&dir)?;
-    let name = args.name.clone().unwrap_or_else(host_name);
+    let asked_as = args.answer.is_some().then(|| read_name(&state)).flatten();
+    let name = args.name.clone().or(asked_as).unwrap_or_else(host_name);
     if let Some(file) = &args.request {
         return write_request(&state, &args.token, &name, file);
     }
@@ -99,9 +100,20 @@ fn write_request(
     let bytes = serde_json::to_vec(&request).context("write the request")?;
     // It holds the token's secret.
     crate::state::write_secret(file, &bytes)?;
+    let kept = name_path(state);
+    std::fs::write(&kept, name).with_context(|| format!("write {}", kept.display()))?;
     println!("wrote the request to {}; at the control plane:", file.display());
     println!("fulmar control-plane admit --dir DIR {} --out ANSWER", file.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// The name in the request that waits for its answer.
+fn name_path(state: &State) -> std::path::PathBuf {
+    state.identity_path().with_extension("pending-name")
+}
+
+fn read_name(state: &State) -> Option<String> {
+    std::fs::read_to_string(name_path(state)).ok()
 }
 
 async fn join_by_answer(
@@ -115,7 +127,9 @@ async fn join_by_answer(
     anyhow::ensure!(found <= max, "read {}: {found} bytes, at most {max}", file.display());
     let answer = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
     let (enrollment, clock) = (enrollment(state, token, name)?, Arc::clone(state.clock()));
-    Ok(fulmar_sync::enroll_by_answer(state.store(), clock, &enrollment, &answer).await?)
+    let joined = fulmar_sync::enroll_by_answer(state.store(), clock, &enrollment, &answer).await?;
+    let _ = std::fs::remove_file(name_path(state));
+    Ok(joined)
 }
 
 /// The host's name as far as it is a device's name.

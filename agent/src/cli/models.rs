@@ -6,12 +6,12 @@ use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
 use fulmar_policy::{Action, Principal};
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
-use fulmar_registry::manifest::SizeClass;
 use fulmar_registry::{ModelRef, Standing};
 use serde_json::json;
 
 use super::{Place, output};
 use crate::models::Installed;
+use crate::search::Wanted;
 use crate::state;
 
 /// Arguments of `fulmar list`.
@@ -19,28 +19,11 @@ use crate::state;
 pub(crate) struct ListArgs {
     /// Only models whose name, source or evaluation holds this text.
     text: Option<String>,
-    /// Only this architecture.
-    #[arg(long)]
-    architecture: Option<String>,
-    /// Only this size class: nano (below 100M parameters), micro (below 1.5B), small (below 14B),
-    /// medium (up to 30B), large.
-    #[arg(long)]
-    size_class: Option<SizeClass>,
-    /// Only models that are known to need at most that many bytes of memory.
-    #[arg(long)]
-    memory_bytes_max: Option<u64>,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Only this slot: active, candidate, previous.
     #[arg(long, value_parser = slot)]
     slot: Option<Slot>,
-    /// Only this quantisation.
-    #[arg(long)]
-    quantization: Option<String>,
-    /// Only models whose licence holds this text.
-    #[arg(long)]
-    license: Option<String>,
-    /// Only models with at least this many tokens of context.
-    #[arg(long)]
-    context_tokens_min: Option<u32>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -49,16 +32,8 @@ pub(crate) struct ListArgs {
 /// Lists installed models.
 pub(crate) fn list(place: &Place, args: &ListArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
-    let filter = Filter {
-        text: args.text.clone(),
-        architecture: args.architecture.clone(),
-        quantization: args.quantization.clone(),
-        license: args.license.clone(),
-        context_tokens_min: args.context_tokens_min,
-        size_class: args.size_class,
-        memory_bytes_max: args.memory_bytes_max,
-        slot: args.slot,
-    };
+    let wanted = Wanted { text: args.text.clone(), ..args.wanted.clone() };
+    let filter = Filter { slot: args.slot, ..wanted.filter() };
     let found: Vec<Installed> = state
         .store()
         .read_blocking(|connection| catalog::list(connection, &filter))?

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
-use fulmar_policy::{Action, Permit, Policy, Principal};
+use fulmar_policy::{Action, Permit, Principal};
 use fulmar_registry::fetch::Pace;
 use fulmar_registry::gc::Hold;
 use fulmar_registry::import::hugging_face::{self, Hub};
@@ -63,8 +63,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let state = State::open(&dir)?;
     let limits = Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
-    let permit =
-        Policy::builtin().decide(&Principal::local(), Action::ModelInstall, &args.model)?;
+    let permit = state.policy()?.decide(&Principal::local(), Action::ModelInstall, &args.model)?;
     if let Err(refused) = registry.check_local_import() {
         record_refusal(&state, &permit, &args.model, &refused.to_string())?;
         return Err(refused.into());

@@ -4,10 +4,11 @@
 //! does not fit, the model runs without it, and `fulmar ps` says why.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use fulmar_inference::engine::{DraftModel, LoadOptions, LoadRefused, ModelInfo, Speculation};
 use fulmar_inference::gguf::Gguf;
-use fulmar_registry::{Digest, Manifest, ModelName, ModelRef, Registry};
+use fulmar_registry::{Digest, Manifest, ModelName, ModelRef, Registry, catalog};
 
 use super::Models;
 
@@ -24,13 +25,15 @@ pub(super) struct Loading {
     pub(super) info: Result<ModelInfo, LoadRefused>,
     /// Why no draft guesses ahead, where one was named.
     pub(super) draft_refused: Option<String>,
+    /// The draft that was named, where it was not here.
+    pub(super) draft_missing: Option<ModelName>,
     /// What of the draft the engine holds.
     pub(super) draft_digests: Vec<Digest>,
 }
 
 impl Loading {
     fn plain(info: Result<ModelInfo, LoadRefused>, draft_refused: Option<String>) -> Self {
-        Self { info, draft_refused, draft_digests: Vec::new() }
+        Self { info, draft_refused, draft_missing: None, draft_digests: Vec::new() }
     }
 }
 
@@ -70,7 +73,11 @@ impl Models {
         }
         let (draft, draft_digests) = match self.verified_draft(&name).await {
             Ok((gguf, digests)) => (DraftModel { name: name.to_string(), gguf }, digests),
-            Err(reason) => return Loading::plain(plain().await, refused(reason)),
+            Err(reason) => {
+                let draft_missing = (!self.is_active(&name).await).then(|| name.clone());
+                let loading = Loading::plain(plain().await, refused(reason));
+                return Loading { draft_missing, ..loading };
+            }
         };
         let options = LoadOptions { draft: Some(draft), ..LoadOptions::default() };
         match self.engine.load_with(engine_name, gguf.clone(), options).await {
@@ -79,7 +86,7 @@ impl Models {
                 let reason = format!("{:#}", anyhow::Error::new(error));
                 Loading::plain(plain().await, refused(reason))
             }
-            info => Loading { info, draft_refused: None, draft_digests },
+            info => Loading { info, draft_refused: None, draft_missing: None, draft_digests },
         }
     }
 
@@ -96,9 +103,38 @@ impl Models {
         gguf.map(|gguf| (gguf.verified_as(sha256), digests)).map_err(|error| error.to_string())
     }
 
+    async fn is_active(&self, name: &ModelName) -> bool {
+        let reference = ModelRef { name: name.clone(), digest: None };
+        self.store.read(move |connection| catalog::find(connection, &reference)).await.is_ok()
+    }
+
+    /// Lets go of the models whose draft was not here when they were loaded, and is here now, unless
+    /// they answer somebody. Returns their names: loaded again, they have their drafts.
+    pub(crate) async fn release_for_drafts(&self) -> Vec<String> {
+        let waiting: Vec<(String, ModelName)> = self
+            .map()
+            .iter()
+            .filter_map(|(name, model)| Some((name.clone(), model.draft_missing.clone()?)))
+            .collect();
+        let mut released = Vec::new();
+        for (name, draft) in waiting {
+            if !self.is_active(&draft).await {
+                continue;
+            }
+            let _one_at_a_time = self.loading.lock().await;
+            // Each answer under way holds its model.
+            let idle = self.map().get(&name).is_some_and(|model| Arc::strong_count(model) == 1);
+            if idle && self.map_mut().remove(&name).is_some() {
+                let _ = self.engine.unload(&name).await;
+                released.push(name);
+            }
+        }
+        released
+    }
+
     /// Why models run without the drafts that were named for them, by name in the engine.
     pub(crate) fn drafts_refused(&self) -> BTreeMap<String, String> {
-        let refused = |model: &std::sync::Arc<super::LoadedModel>| {
+        let refused = |model: &Arc<super::LoadedModel>| {
             Some((model.engine_name.clone(), model.draft_refused.clone()?))
         };
         self.map().values().filter_map(refused).collect()

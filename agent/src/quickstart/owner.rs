@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use fulmar_registry::facts::model_custom;
 use fulmar_registry::import::{self, ModelFacts};
 use fulmar_registry::trust::repository::{Plan, Repository};
 use fulmar_registry::trust::{Ed25519Key, SigningKey};
 use fulmar_registry::{Digest, Manifest, ModelName};
-use serde_json::json;
 
 use crate::models;
 
@@ -129,7 +129,7 @@ impl Owner {
             release = signed.release + 1;
         }
         let manifest = import::manifest(name, release, vec![file], facts);
-        let custom = json!({ "fulmar": { "kind": "model", "release": release } });
+        let custom = model_custom(&manifest);
         self.repository.publish_target(&path, &manifest.to_bytes()?, Some(custom), None, now_s)?;
         self.repository.sign(&[&self.key], now_s)?;
         Ok(manifest)

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::{CatalogError, Slot};
 use crate::admission::Authority;
+use crate::facts::Facts;
 use crate::manifest::{Manifest, SizeClass};
 use crate::{Digest, ModelName, ModelRef};
 
@@ -65,26 +66,41 @@ impl Filter {
     /// Whether a manifest passes all but the slot.
     #[must_use]
     pub fn matches(&self, manifest: &Manifest) -> bool {
-        let contains = |text: &str, part: &str| text.to_lowercase().contains(&part.to_lowercase());
-        let text_fits = self.text.as_deref().is_none_or(|part| {
-            contains(&manifest.name.to_string(), part)
-                || contains(&manifest.source, part)
-                || manifest.evaluation.iter().any(|e| contains(&e.task, part))
-        });
-        let memory_fits = self
-            .memory_bytes_max
-            .is_none_or(|max| manifest.memory_bytes > 0 && manifest.memory_bytes <= max);
-        text_fits
-            && memory_fits
-            && self.architecture.as_ref().is_none_or(|a| *a == manifest.architecture)
-            && self.size_class.is_none_or(|class| class == manifest.size_class)
-            && self
-                .quantization
-                .as_ref()
-                .is_none_or(|q| q.eq_ignore_ascii_case(&manifest.quantization))
-            && self.license.as_deref().is_none_or(|part| contains(&manifest.license, part))
-            && self.context_tokens_min.is_none_or(|min| manifest.context_tokens >= min)
+        self.fits(&manifest.name, Some(&Facts::of(manifest))) == Some(true)
     }
+
+    /// Whether a model passes all but the slot, by what is known of it; `None` where that depends on
+    /// facts that are not.
+    #[must_use]
+    pub fn fits(&self, name: &ModelName, facts: Option<&Facts>) -> Option<bool> {
+        let part = self.text.as_deref().unwrap_or_default();
+        let name_fits = contains(&name.to_string(), part);
+        let Some(facts) = facts else {
+            let asks_nothing = Self { text: None, slot: None, ..self.clone() } == Self::default();
+            return if name_fits && !asks_nothing { None } else { Some(name_fits) };
+        };
+        let text_fits = name_fits
+            || contains(&facts.source, part)
+            || facts.evaluation.iter().any(|e| contains(&e.task, part));
+        Some(text_fits && self.facts_fit(facts))
+    }
+
+    fn facts_fit(&self, facts: &Facts) -> bool {
+        let memory_fits =
+            self.memory_bytes_max.is_none_or(|max| (1..=max).contains(&facts.memory_bytes));
+        let quantization = self.quantization.as_ref();
+        memory_fits
+            && self.architecture.as_ref().is_none_or(|a| *a == facts.architecture)
+            && self.size_class.is_none_or(|class| class == facts.size_class)
+            && quantization.is_none_or(|q| q.eq_ignore_ascii_case(&facts.quantization))
+            && self.license.as_deref().is_none_or(|part| contains(&facts.license, part))
+            && self.context_tokens_min.is_none_or(|min| facts.context_tokens >= min)
+    }
+}
+
+/// Whether `text` has `part` in it, in any case.
+fn contains(text: &str, part: &str) -> bool {
+    text.to_lowercase().contains(&part.to_lowercase())
 }
 
 const SELECT: &str = "

@@ -253,10 +253,7 @@ fn choose<'a>(
     wanted: Option<&str>,
     from: &str,
 ) -> Result<(&'a Entry, String), RemoteError> {
-    let is_model = |entry: &&Entry| {
-        let path = entry.path.to_lowercase();
-        entry.kind == "file" && path.ends_with(".gguf") && !path.contains("mmproj")
-    };
+    let is_model = |entry: &&Entry| entry.kind == "file" && is_model(&entry.path);
     let models: Vec<&Entry> = entries.iter().filter(is_model).collect();
     let refuse = |reason: String| {
         let list: Vec<&str> = models.iter().take(30).map(|entry| entry.path.as_str()).collect();
@@ -281,10 +278,35 @@ fn choose<'a>(
                 .ok_or_else(|| refuse("name a quantisation or a file after a colon".to_owned()))?,
         },
     };
-    if found.path.contains("-of-0") {
+    if is_part(&found.path) {
         return Err(refuse(format!("{} is one part of several: merge them first", found.path)));
     }
     Ok((found, quantization_of(&found.path)))
+}
+
+fn is_model(path: &str) -> bool {
+    let path = path.to_lowercase();
+    path.ends_with(".gguf") && !path.contains("mmproj")
+}
+
+/// Whether a file is one of several that make a model together.
+fn is_part(path: &str) -> bool {
+    path.contains("-of-0")
+}
+
+/// What stands after the colon for each model among a repository's files, so that
+/// [`Reference::parse`] and [`resolve`] find exactly that file: its quantisation where that means it
+/// alone, else its path. Files that no reference means are left out.
+pub(super) fn wanted_of(paths: &[String]) -> Vec<String> {
+    let models: Vec<&String> = paths.iter().filter(|path| is_model(path)).collect();
+    let wanted = |path: &&String| {
+        let quantization = quantization_of(path);
+        let alone = models.iter().filter(|other| is_of(other, &quantization)).count() == 1;
+        let short = alone && tag_of(&quantization) == quantization;
+        if short { quantization } else { (*path).clone() }
+    };
+    let fits = |wanted: &String| Reference::parse(&format!("hf.co/a/b:{wanted}")).is_ok();
+    models.iter().filter(|path| !is_part(path)).map(wanted).filter(fits).collect()
 }
 
 fn stem(path: &str) -> &str {
@@ -316,7 +338,7 @@ fn tag_of(quantization: &str) -> String {
 }
 
 /// Percent-encodes what a path may hold besides the plain characters; slashes stay.
-fn encoded(path: &str) -> String {
+pub(super) fn encoded(path: &str) -> String {
     let mut text = String::new();
     for byte in path.bytes() {
         match byte {
@@ -366,6 +388,28 @@ mod tests {
             chosen(&["model.safetensors"], None).is_err_and(|e| e.to_string().contains("convert"))
         );
         assert!(chosen(&["m-Q8_0-00001-of-00002.gguf"], None).is_err());
+    }
+
+    #[test]
+    fn every_model_of_a_repository_is_told_by_what_finds_it_again() {
+        let paths = [
+            "README.md",
+            "m-Q4_K_M.gguf",
+            "m-Q8_0.gguf",
+            "old/m-Q8_0.gguf",
+            "tiny.gguf",
+            "m-F16-00001-of-00002.gguf",
+            "m-F16-00002-of-00002.gguf",
+            "mmproj-m-F16.gguf",
+            "no model here-Q2_K.gguf",
+        ];
+        let paths = paths.map(str::to_owned);
+        let wanted = wanted_of(&paths);
+        assert_eq!(wanted, ["Q4_K_M", "m-Q8_0.gguf", "old/m-Q8_0.gguf", "TINY", "Q2_K"]);
+        let entries: Vec<Entry> = paths.iter().map(|path| entry(path)).collect();
+        for (wanted, found) in wanted.iter().zip([1, 2, 3, 4, 8]) {
+            assert_eq!(choose(&entries, Some(wanted), "x").unwrap().0.path, paths[found]);
+        }
     }
 
     #[test]

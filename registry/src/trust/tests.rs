@@ -16,6 +16,7 @@ mod admission;
 mod client;
 mod clock;
 mod keys;
+mod offers;
 mod owner;
 mod policy;
 mod stored;

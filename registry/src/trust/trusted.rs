@@ -298,6 +298,14 @@ impl Trusted {
         if linked { self.targets.get(role) } else { None }
     }
 
+    /// Delegated roles whose metadata are not here, or not as the snapshot lists them.
+    #[must_use]
+    pub fn roles_not_held(&self) -> usize {
+        let delegations = self.delegations().into_iter();
+        let missing = delegations.filter(|(parent, role)| self.usable(parent, role).is_none());
+        missing.map(|(_, role)| role).collect::<BTreeSet<_>>().len()
+    }
+
     /// What the snapshot says about a targets role.
     pub(crate) fn listed(&self, role: &str) -> Option<&FileMeta> {
         self.snapshot.as_ref()?.body.meta.get(&format!("{role}.json"))

@@ -5,6 +5,7 @@
 //! yet; those that have, keep it. One model has one desired release per device: a later deployment
 //! takes the place of an earlier one.
 
+use fulmar_registry::ModelRef;
 use rusqlite::{OptionalExtension as _, Transaction};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +20,7 @@ pub(crate) const DEVICES_MAX: usize = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Order {
-    /// The model's name.
+    /// The model's name; `NAME@sha256:…` for exactly one release.
     pub(crate) model: String,
     /// The manifest's digest; without it, the release that the registry names now.
     #[serde(default)]
@@ -109,12 +110,8 @@ pub(crate) fn create(
     by: &str,
     now_s: i64,
 ) -> Result<Created, Failure> {
-    let model: fulmar_registry::ModelName = order
-        .model
-        .parse()
-        .map_err(|e| Failure::invalid("model_invalid", format!("model: {e}")))?;
-    let model = model.to_string();
-    let release = release(tx, &model, order.digest.as_deref())?;
+    let (model, digest) = named(order)?;
+    let release = release(tx, &model, digest.as_deref())?;
     let (devices, scope) = match &order.devices {
         Devices::All(_) => (all(tx)?, "all"),
         Devices::These(ids) => (these(tx, ids)?, "devices"),
@@ -141,6 +138,19 @@ pub(crate) fn create(
         assign(tx, device, &model, &wanted)?;
     }
     Ok(Created { id, digest: release.digest, devices: devices.len() as u64 })
+}
+
+/// The model's name, and the digest that it must have, which may stand after the name too.
+fn named(order: &Order) -> Result<(String, Option<String>), Failure> {
+    let invalid = |text: String| Failure::invalid("model_invalid", text);
+    let model: ModelRef = order.model.parse().map_err(|e| invalid(format!("model: {e}")))?;
+    let pinned = model.digest.map(|digest| digest.to_string());
+    match (&pinned, &order.digest) {
+        (Some(pinned), Some(digest)) if pinned != digest => {
+            Err(invalid(format!("model is pinned to {pinned}, and digest is {digest}: give one")))
+        }
+        (_, digest) => Ok((model.name.to_string(), pinned.or_else(|| digest.clone()))),
+    }
 }
 
 /// Gives a device that joined the fleet or a group what deployments to all devices and to its

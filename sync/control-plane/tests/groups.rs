@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Device, Plane, check_in, code};
+use common::{Device, Plane, check_in, code, read, send};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -238,27 +238,4 @@ async fn the_console_filters_by_group_and_changes_a_devices_groups() {
 /// A device's row on the fleet page, as opposed to its join token's.
 fn link(device: &Device, name: &str) -> String {
     format!(r#"<a href="/devices/{}">{name}</a>"#, device.id)
-}
-
-async fn send(
-    plane: &Plane,
-    browser: &reqwest::Client,
-    path: &str,
-    cookie: &str,
-    form: &[(&str, &str)],
-) -> reqwest::Response {
-    let request = browser.post(plane.url(path)).header("cookie", cookie);
-    let request = request.header("origin", &plane.console_url);
-    let kind = "application/x-www-form-urlencoded";
-    let field = |(name, value): &(&str, &str)| {
-        format!("{name}={}", value.replace(' ', "+").replace('/', "%2F").replace(':', "%3A"))
-    };
-    let body = form.iter().map(field).collect::<Vec<_>>().join("&");
-    request.header("content-type", kind).body(body).send().await.unwrap()
-}
-
-async fn read(plane: &Plane, browser: &reqwest::Client, path: &str, cookie: &str) -> String {
-    let answer = browser.get(plane.url(path)).header("cookie", cookie).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK, "{path}");
-    answer.text().await.unwrap()
 }

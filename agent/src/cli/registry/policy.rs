@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use fulmar_policy::Policy;
 use fulmar_registry::trust::repository::Repository;
-use fulmar_registry::{Digest, ModelName};
+use fulmar_registry::{Digest, ModelRef};
 use serde_json::{Map, Value, json};
 
 use super::{Target, now_s};
@@ -66,7 +66,7 @@ enum Command {
 struct What {
     /// A model: NAME for the release that the registry names now, or the sha256:… of a manifest or
     /// of one of its files. May be repeated.
-    #[arg(long = "model", value_name = "NAME|DIGEST")]
+    #[arg(long = "model", value_name = "NAME|NAME@DIGEST|DIGEST")]
     models: Vec<String>,
     /// The id of an app token (`fulmar token list`). May be repeated.
     #[arg(long = "token", value_name = "ID")]
@@ -190,7 +190,11 @@ fn digest_of(repository: &Repository, text: &str) -> anyhow::Result<String> {
     if let Ok(digest) = text.parse::<Digest>() {
         return Ok(digest.to_string());
     }
-    let name: ModelName = text.parse().with_context(|| format!("read {text:?} as a model"))?;
+    let model: ModelRef = text.parse().with_context(|| format!("read {text:?} as a model"))?;
+    if let Some(digest) = model.digest {
+        return Ok(digest.to_string());
+    }
+    let name = model.name;
     let trusted = repository.trusted(now_s())?;
     let entry = trusted.target(&name.target_path());
     let digest = entry.and_then(|entry| entry.digest());

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use fulmar_registry::blobs::Blobs;
+use fulmar_registry::facts::model_custom;
 use fulmar_registry::import;
 use fulmar_registry::trust::repository::Repository;
 use fulmar_registry::{Manifest, ModelName};
-use serde_json::json;
 
 use super::{Target, now_s};
 use crate::models;
@@ -63,7 +63,7 @@ pub(super) fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     if args.name.as_ref().is_some_and(|name| *name != manifest.name) {
         bail!("publish {}: the manifest is of {}", args.model.display(), manifest.name);
     }
-    let custom = json!({ "fulmar": { "kind": "model", "release": manifest.release } });
+    let custom = model_custom(&manifest);
     let published = repository.publish_target(
         &manifest.name.target_path(),
         &manifest.to_bytes()?,

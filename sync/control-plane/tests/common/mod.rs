@@ -336,3 +336,28 @@ pub async fn code(answer: Response) -> (u16, String) {
     let error: Value = answer.json().await.unwrap();
     (status, error["code"].as_str().unwrap().to_owned())
 }
+
+/// Sends a form, as a browser that follows no redirect.
+pub async fn send(
+    plane: &Plane,
+    browser: &reqwest::Client,
+    path: &str,
+    cookie: &str,
+    form: &[(&str, &str)],
+) -> Response {
+    let request = browser.post(plane.url(path)).header("cookie", cookie);
+    let request = request.header("origin", &plane.console_url);
+    let kind = "application/x-www-form-urlencoded";
+    let field = |(name, value): &(&str, &str)| {
+        format!("{name}={}", value.replace(' ', "+").replace('/', "%2F").replace(':', "%3A"))
+    };
+    let body = form.iter().map(field).collect::<Vec<_>>().join("&");
+    request.header("content-type", kind).body(body).send().await.unwrap()
+}
+
+/// A page, which has to be there.
+pub async fn read(plane: &Plane, browser: &reqwest::Client, path: &str, cookie: &str) -> String {
+    let answer = browser.get(plane.url(path)).header("cookie", cookie).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK, "{path}");
+    answer.text().await.unwrap()
+}
