@@ -146,33 +146,56 @@ impl Named {
     }
 }
 
-/// Holds weights with that digest against the bundle that was found with them.
+/// Holds weights with that digest against the bundles that were found with them: one that verifies
+/// is enough, whoever else has signed.
 ///
 /// # Errors
-/// When the bundle does not verify, or there is none and unsigned imports are refused.
+/// When no bundle verifies, or there is none and unsigned imports are refused.
 pub(crate) fn check(
-    bundle: Option<&FoundBundle>,
+    bundles: &[FoundBundle],
     weights: &Digest,
     rules: &Rules,
     now_s: i64,
 ) -> anyhow::Result<Signing> {
-    let Some(bundle) = bundle else {
+    let Some(first) = bundles.first() else {
         anyhow::ensure!(
             rules.unsigned == UnsignedImports::Allowed,
             "import: the publisher has not signed it (neither model.sig nor a .sig beside the \
-             weights), and registry.unsigned_imports is \"refused\" on this device"
+             weights, nor a bundle that refers to them), and registry.unsigned_imports is \
+             \"refused\" on this device"
         );
         return Ok(Signing::Absent { words: "none was found".to_owned() });
     };
-    let from = bundle.from.clone();
     if rules.bundles == Bundles::Ignore {
+        let from = first.from.clone();
         return Ok(Signing::Ignored { words: format!("{from} was ignored"), from });
     }
-    let signed = model_signing::verify(&bundle.bytes, &rules.signers, now_s)
-        .and_then(|signed| signed.check(&bundle.weights_path, weights).map(|()| signed))
-        .with_context(|| format!("import with {from}"))?;
-    let signer = signed.signer().to_owned();
-    Ok(Signing::Verified { words: format!("verified, by {signer}"), signer })
+    let mut refused = None;
+    for bundle in bundles {
+        let verified = model_signing::verify(&bundle.bytes, &rules.signers, now_s);
+        let verified = verified.and_then(|signed| {
+            match &bundle.weights_path {
+                Some(path) => signed.check(path, weights)?,
+                None => signed.check_any(weights)?,
+            }
+            Ok(signed)
+        });
+        match verified {
+            Ok(signed) => {
+                let signer = signed.signer().to_owned();
+                return Ok(Signing::Verified { words: format!("verified, by {signer}"), signer });
+            }
+            Err(error) => {
+                let error =
+                    anyhow::Error::from(error).context(format!("import with {}", bundle.from));
+                refused = Some(match refused {
+                    Some(before) => error.context(format!("{before:#}; and")),
+                    None => error,
+                });
+            }
+        }
+    }
+    Err(refused.context("import: no bundle was looked at")?)
 }
 
 /// [`check`] for a file with `FILE.sig` or `model.sig` beside it.
@@ -189,7 +212,7 @@ pub(crate) fn check_imported(
         return check_folder(file, rules, now_s);
     }
     let weights = imported.signed.manifest().weights().context("find the weights")?;
-    check(beside(file)?.as_ref(), &weights.digest, rules, now_s)
+    check(beside(file)?.as_slice(), &weights.digest, rules, now_s)
 }
 
 /// A folder that is converted on its way in: `model.sig` in it must name every file that lies
@@ -198,7 +221,8 @@ fn check_folder(folder: &Path, rules: &Rules, now_s: i64) -> anyhow::Result<Sign
     let found = beside(&folder.join("model"))?;
     let Some(bundle) = found.filter(|_| rules.bundles == Bundles::Verify) else {
         // Nothing to verify, or told not to: the digest does not matter.
-        return check(beside(&folder.join("model"))?.as_ref(), &Digest::of(b""), rules, now_s);
+        let ignored = beside(&folder.join("model"))?;
+        return check(ignored.as_slice(), &Digest::of(b""), rules, now_s);
     };
     let from = bundle.from.clone();
     let verified = || -> anyhow::Result<String> {
@@ -238,12 +262,20 @@ fn beside(file: &Path) -> anyhow::Result<Option<FoundBundle>> {
     let Some(path) = [own, whole].into_iter().find(|path| path.is_file()) else {
         return Ok(None);
     };
+    Ok(Some(FoundBundle { weights_path: Some(name), ..bundle_at(&path)? }))
+}
+
+/// A bundle in a file that a person has named; what it calls the weights is not known then.
+///
+/// # Errors
+/// When it cannot be read, or is too long.
+pub(crate) fn bundle_at(path: &Path) -> anyhow::Result<FoundBundle> {
     let size_bytes = path.metadata().with_context(|| format!("read {}", path.display()))?.len();
     anyhow::ensure!(
         size_bytes <= BUNDLE_BYTES_MAX,
         "read {}: it has {size_bytes} bytes, the limit is {BUNDLE_BYTES_MAX}",
         path.display()
     );
-    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    Ok(Some(FoundBundle { bytes, from: path.display().to_string(), weights_path: name }))
+    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    Ok(FoundBundle { bytes, from: path.display().to_string(), weights_path: None })
 }

@@ -6,5 +6,6 @@ mod downloads;
 mod hub;
 mod keyless;
 mod oci;
+mod referrers;
 mod servers;
 mod signing;

@@ -193,7 +193,8 @@ class Hub(Handler):
 
 
 class Registry(Handler):
-    """Repositories under `basic/` want Basic credentials, all others a bearer token."""
+    """Repositories under `basic/` want Basic credentials, all others a bearer token. Those whose
+    names end in `api` know what refers to a manifest."""
 
     blobs, manifests, uploads, tokens = {}, {}, {}, set()
 
@@ -248,7 +249,22 @@ class Registry(Handler):
                 self.close_connection = True
                 return None
             return self.ranged(body)
+        if kind == "referrers" and repository.endswith("api"):
+            return self.referrers(repository, reference)
         return self.answer(404, {"errors": [{"code": "NAME_UNKNOWN"}]})
+
+    def referrers(self, repository, subject):
+        found = []
+        for (place, name), (kind, body) in self.manifests.items():
+            manifest = json.loads(body)
+            if (place == repository and name.startswith("sha256:")
+                    and manifest.get("subject", {}).get("digest") == subject):
+                found.append({"mediaType": kind, "digest": name, "size": len(body),
+                              "artifactType": manifest.get("artifactType", ""),
+                              "annotations": manifest.get("annotations", {})})
+        kind = "application/vnd.oci.image.index.v1+json"
+        self.answer(200, {"schemaVersion": 2, "mediaType": kind, "manifests": found},
+                    Content_Type=kind)
 
     def do_HEAD(self):
         self.do_GET()

@@ -8,7 +8,7 @@ use fulmar_tests::{client, python, root, text};
 use crate::servers::{Servers, model};
 
 /// Signs the model in all ways, into `dir`.
-fn signed(dir: &Path) {
+pub(crate) fn signed(dir: &Path) {
     let output = Command::new(python())
         .arg(root().join("tests/imports/sign.py"))
         .args([text(dir), text(&model())])

@@ -39,6 +39,10 @@ pub(crate) struct Args {
     /// places. FULMAR_REGISTRY_USER and FULMAR_REGISTRY_PASSWORD go before it.
     #[arg(long, value_name = "FILE")]
     auth_file: Option<PathBuf>,
+    /// The publisher's signature (model.sig), where it lies elsewhere: held against the model
+    /// instead of one that is found with it.
+    #[arg(long, value_name = "FILE", conflicts_with = "ignore_signature")]
+    signature: Option<PathBuf>,
     /// Import although the publisher's signature cannot be verified; that is recorded.
     #[arg(long)]
     ignore_signature: bool,
@@ -107,10 +111,12 @@ async fn bring_in(
     rules: &Rules,
     now_s: i64,
 ) -> anyhow::Result<(Imported, Signing)> {
+    let given = args.signature.as_deref().map(signing::bundle_at).transpose()?;
     // Before a byte of the weights is fetched: their digest is known.
     let check = |resolved: &Resolved| {
         let weights = resolved.weights().context("find the weights among the model's files")?;
-        signing::check(resolved.bundle.as_ref(), &weights.digest, rules, now_s)
+        let bundles = given.as_ref().map_or(resolved.bundles.as_slice(), std::slice::from_ref);
+        signing::check(bundles, &weights.digest, rules, now_s)
     };
     let pace = Pace::new(args.bytes_per_s_max);
     let named = args.name.as_deref().map(str::parse::<ModelName>).transpose()?;
@@ -146,7 +152,13 @@ async fn bring_in(
     } else {
         let path = Path::new(&args.model);
         let imported = file(registry, path, named).await?;
-        let signing = signing::check_imported(path, &imported, rules, now_s)?;
+        let signing = match &given {
+            Some(_) => {
+                let weights = imported.signed.manifest().weights().context("find the weights")?;
+                signing::check(given.as_slice(), &weights.digest, rules, now_s)?
+            }
+            None => signing::check_imported(path, &imported, rules, now_s)?,
+        };
         return Ok((imported, signing));
     };
     let name = named.unwrap_or_else(|| resolved.name.clone());

@@ -183,6 +183,7 @@ pub async fn resolve(hub: &Hub, reference: &Reference) -> Result<Resolved, Remot
         format!("{}/{repository}/resolve/{}/{}", hub.endpoint, info.sha, encoded(&entry.path));
     let file_name = entry.path.rsplit('/').next().unwrap_or(&entry.path).to_owned();
     let bundle = bundle(hub, &remote, &entries, &entry.path, &repository, &info.sha).await?;
+    let bundles = bundle.into_iter().collect();
     let tag = tag_of(&quantization);
     let name = ModelName::new(
         &name_part(&reference.organisation),
@@ -202,7 +203,7 @@ pub async fn resolve(hub: &Hub, reference: &Reference) -> Result<Resolved, Remot
             digest,
             urls: vec![url],
         }],
-        bundle,
+        bundles,
     })
 }
 
@@ -224,7 +225,7 @@ async fn bundle(
     let answer = accepted(&url, remote.ask(&url, &[]).await?)?;
     let bytes = Remote::body(answer, BUNDLE_BYTES_MAX).await?;
     let from = format!("{}/{repository}@{commit}/{found}", hub.endpoint);
-    Ok(Some(FoundBundle { bytes, from, weights_path: path.to_owned() }))
+    Ok(Some(FoundBundle { bytes, from, weights_path: Some(path.to_owned()) }))
 }
 
 fn license(info: &Info) -> String {

@@ -29,7 +29,8 @@ const PEM_BYTES_MAX: u64 = 1 << 20;
 const BUNDLE_TYPES: &str = "a Sigstore bundle of version 0.1, 0.2 or 0.3";
 const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
-const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
+/// What a statement of model signing says it is.
+pub(super) const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
 /// What a bundle over a single file calls it.
 const ONLY_FILE: &str = ".";
 /// DER of the object identifier 1.3.6.1.5.5.7.3.3, code signing.
@@ -243,6 +244,29 @@ impl SignedFiles {
         }
         Ok(())
     }
+
+    /// Checks that the signer has named some file with this digest: for sources that have no names
+    /// for files.
+    ///
+    /// # Errors
+    /// [`SigningError::NotNamed`].
+    pub fn check_any(&self, found: &Digest) -> Result<(), SigningError> {
+        if self.files.values().any(|signed| signed == found) {
+            return Ok(());
+        }
+        let (path, named) = (format!("a file with {found}"), self.files.len());
+        Err(SigningError::NotNamed { path, named })
+    }
+}
+
+/// Whether a bundle holds a statement of model signing, true or not: other bundles say nothing of a
+/// model's files.
+pub(super) fn is_one(bytes: &[u8]) -> bool {
+    let read = serde_json::from_slice::<Bundle>(bytes).ok();
+    let payload = read.and_then(|read| read.dsse_envelope).map(|envelope| envelope.payload.0);
+    let statement: Option<serde_json::Value> =
+        payload.and_then(|payload| serde_json::from_slice(&payload).ok());
+    statement.is_some_and(|statement| statement["predicateType"] == PREDICATE_TYPE)
 }
 
 /// Verifies a bundle at `now_s` (seconds since 1970): the signature first, then what it says.

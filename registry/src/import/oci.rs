@@ -14,6 +14,7 @@ use crate::manifest::FileRole;
 use crate::{Digest, ModelName};
 
 mod login;
+mod signatures;
 
 pub use login::{Credentials, find as find_credentials};
 
@@ -122,11 +123,23 @@ struct Layer {
     annotations: BTreeMap<String, String>,
 }
 
+impl Layer {
+    /// The file that it was made of.
+    fn title(&self) -> Option<&str> {
+        ["org.cncf.model.filepath", "org.opencontainers.image.title"]
+            .into_iter()
+            .find_map(|name| self.annotations.get(name))
+            .map(String::as_str)
+    }
+}
+
 /// A layer that fulmar has a use for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ModelLayer {
     pub(super) role: FileRole,
     pub(super) path: String,
+    /// Its path in what was packed, where that is said.
+    pub(super) title: Option<String>,
     pub(super) media_type: String,
     pub(super) digest: Digest,
     pub(super) size_bytes: u64,
@@ -148,11 +161,9 @@ impl ImageManifest {
                 url: from.to_owned(),
                 reason: format!("layer digest {:?} is no SHA-256", layer.digest),
             })?;
-            let title = ["org.cncf.model.filepath", "org.opencontainers.image.title"]
-                .into_iter()
-                .find_map(|name| layer.annotations.get(name))
-                .map_or(default_path, String::as_str);
-            let path = title.rsplit('/').next().unwrap_or(default_path).to_owned();
+            let title = layer.title().map(str::to_owned);
+            let path = title.as_deref().unwrap_or(default_path);
+            let path = path.rsplit('/').next().unwrap_or(default_path).to_owned();
             let media_type = match role {
                 FileRole::Weights | FileRole::Projector => GGUF_MEDIA_TYPE,
                 _ => "text/plain",
@@ -163,7 +174,7 @@ impl ImageManifest {
                 others => format!("{others}-{path}"),
             };
             let (media_type, size_bytes) = (media_type.to_owned(), layer.size);
-            layers.push(ModelLayer { role, path, media_type, digest, size_bytes });
+            layers.push(ModelLayer { role, path, title, media_type, digest, size_bytes });
         }
         let weights = layers.iter().filter(|layer| layer.role == FileRole::Weights).count();
         if weights == 1 {
@@ -233,8 +244,12 @@ pub async fn resolve(
     let manifest: ImageManifest = serde_json::from_slice(&bytes)
         .map_err(|error| RemoteError::Answer { url: url.clone(), reason: error.to_string() })?;
     let source = format!("oci://{}/{}@{found}", reference.host, reference.repository);
-    let files = manifest
-        .model_layers(&source)?
+    let layers = manifest.model_layers(&source)?;
+    let mut bundles = Vec::new();
+    if let Some(weights) = layers.iter().find(|layer| layer.role == FileRole::Weights) {
+        bundles = signatures::find(&remote, &base, &manifest, &found, weights).await?;
+    }
+    let files = layers
         .into_iter()
         .map(|layer| RemoteFile {
             role: layer.role,
@@ -247,7 +262,7 @@ pub async fn resolve(
         .collect();
     let name = name(&reference.repository, &reference.tag)
         .ok_or(RemoteError::Reference { found: source.clone(), expected: EXPECTED })?;
-    Ok((remote, Resolved { source, name, license: manifest.license(), files, bundle: None }))
+    Ok((remote, Resolved { source, name, license: manifest.license(), files, bundles }))
 }
 
 /// `library/tiny:v1` of a repository's path and a tag.

@@ -1,14 +1,20 @@
 //! Models out of a local Ollama store: `manifests/HOST/NAMESPACE/NAME/TAG` and
 //! `blobs/sha256-…`. Nothing is fetched; files are copied and verified on the way.
+//!
+//! The store has no place for a publisher's signature beside a model: a stray file among the
+//! manifests is a model to Ollama, one among the blobs is cleaned away. So one is found where it is
+//! a layer of the model, as in registries.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
+use super::model_signing::BUNDLE_BYTES_MAX;
 use super::oci::{ImageManifest, name};
-use super::remote::{RemoteError, RemoteFile, Resolved};
+use super::remote::{FoundBundle, RemoteError, RemoteFile, Resolved};
 use crate::blobs::{Begin, Expected};
 use crate::gc::{self, Hold};
+use crate::manifest::FileRole;
 use crate::{Digest, Registry};
 
 const EXPECTED: &str = "[HOST/][NAMESPACE/]NAME[:TAG]";
@@ -56,11 +62,17 @@ pub fn resolve(dir: &Path, reference: &str) -> Result<Resolved, RemoteError> {
     let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(|error| {
         RemoteError::Answer { url: path.display().to_string(), reason: error.to_string() }
     })?;
-    let files = manifest
-        .model_layers(&source)?
+    let layers = manifest.model_layers(&source)?;
+    let mut bundles = Vec::new();
+    if let Some(weights) = layers.iter().find(|layer| layer.role == FileRole::Weights) {
+        for layer in manifest.bundles(weights)? {
+            bundles.push(bundle(dir, &layer, weights.title.clone())?);
+        }
+    }
+    let files = layers
         .into_iter()
         .map(|layer| {
-            let blob = dir.join("blobs").join(format!("sha256-{}", layer.digest.hex()));
+            let blob = blob(dir, &layer.digest);
             RemoteFile {
                 role: layer.role,
                 path: layer.path,
@@ -72,7 +84,31 @@ pub fn resolve(dir: &Path, reference: &str) -> Result<Resolved, RemoteError> {
         })
         .collect();
     let name = name(&format!("{namespace}/{model}"), tag).ok_or_else(refuse)?;
-    Ok(Resolved { source, name, license: String::new(), files, bundle: None })
+    Ok(Resolved { source, name, license: String::new(), files, bundles })
+}
+
+fn blob(dir: &Path, digest: &Digest) -> PathBuf {
+    dir.join("blobs").join(format!("sha256-{}", digest.hex()))
+}
+
+/// A publisher's signature among the layers.
+fn bundle(
+    dir: &Path,
+    digest: &Digest,
+    weights_path: Option<String>,
+) -> Result<FoundBundle, RemoteError> {
+    let path = blob(dir, digest);
+    let failed = |source| RemoteError::File { path: path.clone(), source };
+    let file = File::open(&path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(BUNDLE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let from = path.display().to_string();
+    let found = Digest::of(&bytes);
+    if found != *digest {
+        let reason = format!("expected {digest}, found {found} (at most {BUNDLE_BYTES_MAX} bytes)");
+        return Err(RemoteError::Answer { url: from, reason });
+    }
+    Ok(FoundBundle { bytes, from, weights_path })
 }
 
 /// Copies all files of a model found by [`resolve`] into the registry's store. Blocks.

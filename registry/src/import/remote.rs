@@ -132,8 +132,8 @@ pub struct Resolved {
     pub license: String,
     /// Its files, exactly one of them weights.
     pub files: Vec<RemoteFile>,
-    /// The publisher's signature, where one lies beside it.
-    pub bundle: Option<FoundBundle>,
+    /// Publishers' signatures, where some lie beside it; any of them may be the one that counts.
+    pub bundles: Vec<FoundBundle>,
 }
 
 /// A publisher's signature as it was found, not verified yet.
@@ -143,8 +143,9 @@ pub struct FoundBundle {
     pub bytes: Vec<u8>,
     /// Where it was found, for messages.
     pub from: String,
-    /// What the publisher calls the weights: their path in what was signed.
-    pub weights_path: String,
+    /// What the publisher calls the weights: their path in what was signed. Nothing where the
+    /// source has no names for files.
+    pub weights_path: Option<String>,
 }
 
 impl Resolved {
