@@ -270,4 +270,17 @@ mod tests {
         assert!(error.contains("FULMAR__REGISTRY__COLOUR") && error.contains("colour"), "{error}");
         assert!(read("", &[("FULMAR__", "1")]).is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(
+            section in proptest::sample::select(vec!["", "[engine]", "[http]", "[registry]", "[x]"]),
+            name in "[a-z_]{1,12}|listen|threads|budget_bytes",
+            value in ".{0,12}|[0-9]{1,25}|\"[^\"]{0,9}\"|\\[[0-9,]{0,9}\\]|\\{.{0,9}\\}",
+            environment in "[A-Z_]{0,20}",
+        ) {
+            let _ = read(&format!("{section}\n{name} = {value}\n"), &[]);
+            let _ = read("", &[(&format!("FULMAR__{environment}"), &value)]);
+        }
+    }
 }

@@ -281,11 +281,16 @@ fn begins_at(answer: &Response, offset: u64) -> Result<(), String> {
     }
     let range = answer.headers().get(reqwest::header::CONTENT_RANGE);
     let text = range.and_then(|value| value.to_str().ok()).unwrap_or("no Content-Range");
-    let first = text.strip_prefix("bytes ").and_then(|rest| rest.split('-').next());
-    match first.and_then(|first| first.trim().parse::<u64>().ok()) {
+    match first_byte(text) {
         Some(first) if first == offset => Ok(()),
         _ => Err(format!("{status} with {text:?}")),
     }
+}
+
+/// The first byte that a `Content-Range` names.
+pub(crate) fn first_byte(content_range: &str) -> Option<u64> {
+    let range = content_range.strip_prefix("bytes ")?;
+    range.split('-').next()?.trim().parse().ok()
 }
 
 /// An error with its sources: reqwest's own text says little.

@@ -18,6 +18,8 @@ use crate::manifest::{
 };
 use crate::{CatalogError, ModelName, OwnerError, Registry, Signed, catalog};
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod hub_search;
 pub mod hugging_face;
 pub mod model_signing;

@@ -388,4 +388,16 @@ mod tests {
         columns.extend(&[token("y")]);
         assert_eq!(columns.take()["text_offset"], json!([3]));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_body_is_read_or_refused(body in crate::http::body::any::body()) {
+            let body = crate::http::body::any::only(&body, &["prompt"]);
+            if let Ok(request) = CompletionRequest::parse(&body) {
+                for (prompt, _) in request.prompts().unwrap_or_default() {
+                    let _ = request.to_engine(prompt);
+                }
+            }
+        }
+    }
 }

@@ -191,4 +191,14 @@ mod tests {
         assert_eq!(encoded(&[1.0, -2.0], Encoding::Base64), "AACAPwAAAMA=");
         assert_eq!(encoded(&[1.0, -2.0], Encoding::Float), json!([1.0, -2.0]));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_body_is_read_or_refused(body in crate::http::body::any::body()) {
+            let body = crate::http::body::any::only(&body, &["input"]);
+            if let Ok(request) = EmbeddingsRequest::parse(&body) {
+                let _ = request.inputs();
+            }
+        }
+    }
 }

@@ -297,4 +297,14 @@ mod tests {
             assert_eq!(refused(extra).1.as_deref(), Some("tool_choice"), "{extra}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_body_is_read_or_refused(body in crate::http::body::any::body()) {
+            let body = crate::http::body::any::only(&body, &["messages"]);
+            if let Ok(request) = ChatRequest::parse(&body) {
+                let _ = (request.to_engine(), request.prompt(), request.wants_logprobs());
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 #![no_main]
 
 use fulmar_registry::trust::{Date, Ed25519Key, Repo, Trusted, canonical_json};
-use fulmar_registry::{Digest, Manifest, ModelName};
+use fulmar_registry::{Digest, Manifest, ModelName, ModelRef};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -28,6 +28,10 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(name.to_string().parse().as_ref(), Ok(&name));
     }
     let _ = ModelName::from_target_path(text);
+    if let Ok(reference) = text.parse::<ModelRef>() {
+        let again: ModelRef = reference.to_string().parse().expect("and read again");
+        assert_eq!(again, reference);
+    }
     if let Ok(digest) = text.parse::<Digest>() {
         assert_eq!(digest.to_string(), text);
     }

@@ -352,6 +352,19 @@ pub(super) fn encoded(path: &str) -> String {
     text
 }
 
+/// Reads a listing and a card, and chooses a file, as an import would.
+#[cfg(feature = "fuzzing")]
+pub(super) fn try_listing(text: &str, wanted: Option<&str>) {
+    if let Ok(info) = serde_json::from_str::<Info>(text) {
+        let _ = license(&info);
+    }
+    let Ok(entries) = serde_json::from_str::<Vec<Entry>>(text) else { return };
+    if let Ok((entry, quantization)) = choose(&entries, wanted, "here") {
+        let _ = checked(entry, "here");
+        assert!(encoded(&entry.path).is_ascii() && tag_of(&quantization).is_ascii());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -383,7 +383,7 @@ fn by_certificate(
 }
 
 /// The files that a statement names.
-fn files(payload: &[u8]) -> Result<BTreeMap<String, Digest>, SigningError> {
+pub(super) fn files(payload: &[u8]) -> Result<BTreeMap<String, Digest>, SigningError> {
     let statement: Statement = serde_json::from_slice(payload)
         .map_err(|error| bundle("payload", error, "an in-toto statement of model signing"))?;
     if statement.kind != STATEMENT_TYPE {

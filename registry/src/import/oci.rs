@@ -13,7 +13,7 @@ use super::remote::{Network, Remote, RemoteError, RemoteFile, Resolved, accepted
 use crate::manifest::FileRole;
 use crate::{Digest, ModelName};
 
-mod login;
+pub(in crate::import) mod login;
 mod signatures;
 
 pub use login::{Credentials, find as find_credentials};
@@ -147,7 +147,7 @@ pub(super) struct ModelLayer {
 
 impl ImageManifest {
     /// The licence, where an annotation says it.
-    fn license(&self) -> String {
+    pub(super) fn license(&self) -> String {
         let license = self.annotations.get("org.opencontainers.image.licenses");
         license.cloned().unwrap_or_default()
     }

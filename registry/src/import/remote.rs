@@ -481,11 +481,15 @@ fn sent_on(attempt: redirect::Attempt<'_>) -> redirect::Action {
 
 /// `Link: <https://…>; rel="next"`, on the same host only.
 fn next_page(answer: &Response) -> Option<String> {
-    let link = answer.headers().get("link")?.to_str().ok()?;
+    next_in(answer.headers().get("link")?.to_str().ok()?, answer.url())
+}
+
+/// The next page that a header names, seen from this one.
+pub(super) fn next_in(link: &str, here: &Url) -> Option<String> {
     let next = link.split(',').find(|part| part.contains("rel=\"next\""))?;
     let url = next.split('<').nth(1)?.split('>').next()?;
-    let url = answer.url().join(url).ok()?;
-    (url.origin() == answer.url().origin()).then(|| url.to_string())
+    let url = here.join(url).ok()?;
+    (url.origin() == here.origin()).then(|| url.to_string())
 }
 
 /// A text as a part of a model's name: lower case, anything strange a dash.

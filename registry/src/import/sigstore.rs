@@ -162,5 +162,22 @@ fn verify(
     Ok(Signer { subject: leaf.subject, issuer: leaf.issuer, time })
 }
 
+/// Reads bytes as each of the parts that lie behind signatures: a certificate, a timestamp, and the
+/// entries of a bundle.
+#[cfg(feature = "fuzzing")]
+pub(super) fn try_parts(bytes: &[u8]) {
+    let _ = Leaf::read(bytes);
+    timestamp::try_token(bytes);
+    let Ok(read) = serde_json::from_slice::<bundle::Bundle>(bytes) else { return };
+    let Some(version) = Version::of(&read.media_type) else { return };
+    let material = &read.verification_material;
+    let Ok(der) = certificate::of(material, version) else { return };
+    let _ = Leaf::read(&der);
+    let signed = Signed { message: b"", payload: b"", signature: b"" };
+    for log_entry in &material.tlog_entries {
+        let _ = entry::verify(log_entry, &signed, &der);
+    }
+}
+
 #[cfg(test)]
 mod tests;

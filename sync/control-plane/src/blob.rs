@@ -219,4 +219,16 @@ mod tests {
         }
         assert_eq!(part(Some("bytes=-5"), 0), Part::Outside);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_range_lies_within_the_blob(
+            range in "bytes=[0-9 ]{0,22}-[0-9 ]{0,22}|.{0,20}",
+            size in proptest::num::u64::ANY,
+        ) {
+            if let Part::Range { start, end } = part(Some(&range), size) {
+                proptest::prop_assert!(start < end && end <= size, "{start} {end} {size}");
+            }
+        }
+    }
 }

@@ -254,4 +254,31 @@ mod tests {
         assert!(Ca::create(dir.path(), NOW_S).is_err());
         assert_eq!(Ca::open(dir.path()).unwrap().sha256(), sha256);
     }
+
+    #[test]
+    fn any_request_for_a_certificate_is_signed_or_refused() {
+        use base64::Engine as _;
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::create(dir.path(), NOW_S).unwrap();
+        let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let wish = CertificateParams::new(vec!["device.example".to_owned()]).unwrap();
+        let sound = wish.serialize_request(&key).unwrap().der().to_vec();
+        proptest::proptest!(|(
+            changes in proptest::collection::vec((0..sound.len(), proptest::num::u8::ANY), 1..4),
+            cut in 0..=sound.len(),
+            text in ".{0,40}",
+        )| {
+            let mut der = sound.clone();
+            changes.iter().for_each(|(at, change)| der[*at] ^= change);
+            for der in [&der[..], &sound[..cut]] {
+                let pem = format!(
+                    "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
+                    base64::engine::general_purpose::STANDARD.encode(der)
+                );
+                let is_sound = der == sound;
+                proptest::prop_assert_eq!(ca.device("d-1", &pem, NOW_S).is_ok(), is_sound);
+            }
+            proptest::prop_assert!(ca.device("d-1", &text, NOW_S).is_err());
+        });
+    }
 }

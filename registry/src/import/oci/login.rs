@@ -124,10 +124,17 @@ fn in_file(path: &Path, host: &str, repository: &str) -> Result<Option<Credentia
             file.take(AUTH_FILE_BYTES_MAX).read_to_end(&mut bytes)
         })
         .map_err(failed)?;
-    let invalid =
-        |reason: String| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
-    let file: AuthFile =
-        serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+    in_bytes(&bytes, host, repository)
+        .map_err(|reason| failed(std::io::Error::new(std::io::ErrorKind::InvalidData, reason)))
+}
+
+/// The same of a file's bytes.
+pub(in crate::import) fn in_bytes(
+    bytes: &[u8],
+    host: &str,
+    repository: &str,
+) -> Result<Option<Credentials>, String> {
+    let file: AuthFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let whole = format!("{host}/{repository}");
     let best = file
         .auths
@@ -156,7 +163,7 @@ fn in_file(path: &Path, host: &str, repository: &str) -> Result<Option<Credentia
             user: user.to_owned(),
             password: password.trim_end_matches('\0').to_owned(),
         })),
-        None => Err(invalid(format!("auths.{key}.auth is not the base64 of USER:PASSWORD"))),
+        None => Err(format!("auths.{key}.auth is not the base64 of USER:PASSWORD")),
     }
 }
 
@@ -294,6 +301,19 @@ impl Login {
             return Err(refuse(format!("its token service {realm:?} is not protected by TLS")));
         }
         Ok(url)
+    }
+}
+
+/// Reads a challenge and the token service in it, as an answer of 401 would have it read.
+#[cfg(feature = "fuzzing")]
+pub(in crate::import) fn try_challenge(header: &str) {
+    let login = Login::new("127.0.0.1:5000", "team/model", None);
+    if let Some(Challenge::Bearer(parameters)) = challenge(header)
+        && let Some(realm) = parameters.get("realm")
+        && let Ok(service) = login.service(realm)
+    {
+        let own = service.host_str() == Some("127.0.0.1") && service.port() == Some(5000);
+        assert!(service.scheme() == "https" || own, "a token service without TLS: {service}");
     }
 }
 
