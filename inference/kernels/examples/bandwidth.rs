@@ -14,7 +14,7 @@ use std::time::Instant;
 use fulmar_kernels::activations::{Activations, Forms};
 use fulmar_kernels::cpu::Isa;
 use fulmar_kernels::formats::TensorType;
-use fulmar_kernels::matrix::{Matrix, Product, Shape, Storage, multiply};
+use fulmar_kernels::matrix::{Matrix, Product, Shape, multiply};
 use fulmar_kernels::memory::Buffer;
 use fulmar_kernels::team::{Pinning, Team};
 
@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Any bytes will do that are no infinite or subnormal half floats.
     buffer.iter_mut().enumerate().for_each(|(i, byte)| *byte = 0x11 + (i * 7 % 0x22) as u8);
     report("read", &team, rounds, bytes, || read(&team, &buffer));
-    let storage = Arc::new(Storage::Owned(buffer));
+    let storage = Arc::new(buffer);
     for (name, ty) in TYPES {
         if !wanted.is_empty() && !wanted.split(',').any(|w| w == name) {
             continue;

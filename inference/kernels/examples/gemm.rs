@@ -12,7 +12,7 @@ use std::time::Instant;
 use fulmar_kernels::activations::Activations;
 use fulmar_kernels::cpu::Isa;
 use fulmar_kernels::formats::{TensorType, quantize};
-use fulmar_kernels::matrix::{Matrix, Product, Shape, Storage, multiply};
+use fulmar_kernels::matrix::{Matrix, Product, Shape, multiply};
 use fulmar_kernels::memory::Buffer;
 use fulmar_kernels::team::{Pinning, Team};
 
@@ -47,7 +47,7 @@ fn main() {
         let shape = Shape { ty, rows, columns };
         let mut buffer = Buffer::zeroed(shape.regrouped_bytes(isa).unwrap()).unwrap();
         shape.regroup(isa, &team, &quantize(ty, &floats).unwrap(), &mut buffer).unwrap();
-        let matrix = Matrix::new(isa, shape, Arc::new(Storage::Owned(buffer)), 0).unwrap();
+        let matrix = Matrix::new(isa, shape, Arc::new(buffer), 0).unwrap();
         let mut acts = Activations::new(isa, tokens, columns).unwrap();
         acts.fill(&team, tokens, columns, shape.forms(), (&mut [], 0), &|t, _, out| {
             out.copy_from_slice(&x[t * columns..(t + 1) * columns]);

@@ -40,12 +40,6 @@ impl MappedFile {
         let _ = self.map.advise(memmap2::Advice::WillNeed);
     }
 
-    /// Asks for huge pages where the system has them for files.
-    pub fn advise_huge_pages(&self) {
-        #[cfg(target_os = "linux")]
-        let _ = self.map.advise(memmap2::Advice::HugePage);
-    }
-
     /// Gives the pages back that were read so far. They come back from the file when read again.
     pub fn release(&self) {
         // SAFETY: the map is a read-only one of a file, whose dropped pages hold nothing but the

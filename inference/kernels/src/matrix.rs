@@ -6,7 +6,6 @@ use crate::activations::Forms;
 use crate::cpu::Isa;
 use crate::disjoint::Disjoint;
 use crate::formats::TensorType;
-use crate::mapped::MappedFile;
 use crate::memory::Buffer;
 use crate::pack::{Kind, regroup};
 use crate::panel::panel_bytes;
@@ -17,25 +16,6 @@ mod product;
 mod tiles;
 
 pub use product::{Product, multiply, multiply_gated};
-
-/// Where regrouped weights lie.
-#[derive(Debug)]
-pub enum Storage {
-    /// In memory of this process.
-    Owned(Buffer),
-    /// In a file.
-    Mapped(MappedFile),
-}
-
-impl std::ops::Deref for Storage {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Owned(buffer) => buffer,
-            Self::Mapped(file) => file,
-        }
-    }
-}
 
 /// Why a matrix cannot be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -150,7 +130,7 @@ pub struct Matrix {
     shape: Shape,
     kind: Kind,
     isa: Isa,
-    storage: Arc<Storage>,
+    storage: Arc<Buffer>,
     start: usize,
     group_bytes: usize,
     scale: f32,
@@ -165,7 +145,7 @@ impl Matrix {
     pub fn new(
         isa: Isa,
         shape: Shape,
-        storage: Arc<Storage>,
+        storage: Arc<Buffer>,
         start: usize,
     ) -> Result<Self, MatrixError> {
         let expected = shape.regrouped_bytes(isa)?;

@@ -237,6 +237,19 @@ impl Team {
 }
 
 impl Team {
+    /// Calls `f(index, item)` once for each item, all threads at once.
+    ///
+    /// # Panics
+    /// When `f` panics.
+    pub fn for_each_mut<T: Send>(&self, items: &mut [T], f: &(dyn Fn(usize, &mut T) + Sync)) {
+        let count = items.len();
+        let items = Disjoint::new(items);
+        self.for_each(count, 1, &|_, index| {
+            // SAFETY: each index is visited once.
+            f(index, &mut unsafe { items.slice(index, 1) }[0]);
+        });
+    }
+
     /// Calls `f(index, row)` once for each row of `width` values, all threads at once.
     ///
     /// # Panics

@@ -6,7 +6,7 @@
 use fulmar_kernels::activations::Activations;
 use fulmar_kernels::cpu::Isa;
 use fulmar_kernels::formats::{I2_S_TAIL_BYTES, TensorType, dequantize, quantize};
-use fulmar_kernels::matrix::{Matrix, Product, Shape, Storage, multiply, multiply_gated};
+use fulmar_kernels::matrix::{Matrix, Product, Shape, multiply, multiply_gated};
 use fulmar_kernels::memory::Buffer;
 use fulmar_kernels::ops::{self, Gate};
 use fulmar_kernels::team::{Pinning, Team};
@@ -68,7 +68,7 @@ fn weights(ty: TensorType, rows: usize, columns: usize, seed: u64) -> Weights {
 fn matrix(isa: Isa, team: &Team, w: &Weights) -> Matrix {
     let mut buffer = Buffer::zeroed(w.shape.regrouped_bytes(isa).unwrap()).unwrap();
     w.shape.regroup(isa, team, &w.bytes, &mut buffer).unwrap();
-    let storage = Arc::new(Storage::Owned(buffer));
+    let storage = Arc::new(buffer);
     Matrix::new(isa, w.shape, storage, 0).unwrap().scaled(w.scale)
 }
 

@@ -2,13 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ring::hmac;
-
 /// A folder for regrouped copies of weights, and the key that binds them to this device.
 #[derive(Clone)]
 pub struct WeightCopies {
     folder: PathBuf,
-    key: hmac::Key,
+    key: [u8; Self::KEY_BYTES],
 }
 
 impl WeightCopies {
@@ -19,7 +17,7 @@ impl WeightCopies {
     /// a copy that the engine takes for the model: it must not leave the device.
     #[must_use]
     pub fn new(folder: PathBuf, key: &[u8; Self::KEY_BYTES]) -> Self {
-        Self { folder, key: hmac::Key::new(hmac::HMAC_SHA256, key) }
+        Self { folder, key: *key }
     }
 
     /// The folder.
@@ -28,7 +26,7 @@ impl WeightCopies {
         &self.folder
     }
 
-    pub(crate) fn key(&self) -> &hmac::Key {
+    pub(crate) fn key(&self) -> &[u8; Self::KEY_BYTES] {
         &self.key
     }
 }

@@ -1,39 +1,47 @@
-//! A copy of the regrouped weights on disk, made once and mapped from then on.
+//! A copy of the regrouped weights on disk, made once and read into memory from then on.
 //!
 //! The file's first page says what it is a copy of: the SHA-256 of the verified model file, the
-//! layouts' version, the processor family and the length. It ends with an HMAC-SHA-256 over all
-//! of that and over the SHA-256 of every part of the rest, with a key that only the device has.
+//! layouts' version, the processor family and the length. The weights behind it are sealed part by
+//! part (AES-256-GCM where the processor has instructions for it, else ChaCha20-Poly1305: RFC 5116,
+//! RFC 8439); the parts' tags end the file. The key is drawn from one that only the device has, 32
+//! random bytes of the copy's own and the whole head (HKDF-SHA-256, RFC 5869), so it seals one copy
+//! and a part's number is a nonce that never comes twice under it. An AEAD opens several times as
+//! many bytes a second as SHA-256 digests, and that is most of a start.
 //!
-//! Invariant: not a byte of a copy is computed with before this process has checked the HMAC over
-//! all of it. So whoever can write to the folder can make the copy useless, and then it is made
-//! again from the model file, but cannot choose a weight: for that he needs the key. A file that
-//! somebody else owns, or may write to, is not used either: it could change after the check.
+//! Invariant: not a byte of a copy is computed with unless this process opened its part, in memory
+//! of its own, where nobody can change it afterwards. So whoever can write to the folder can make
+//! the copy useless, and then it is made again from the model file, but cannot choose a weight: for
+//! that he needs the key. A file that somebody else owns, or may write to, is not used either.
 //!
 //! Deliberately absent: copies of models whose digest nobody verified, and a defence against
 //! those who may read the device's key or write as the device's own user.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fulmar_kernels::LAYOUT_VERSION;
 use fulmar_kernels::cpu::Isa;
-use fulmar_kernels::mapped::MappedFile;
+use fulmar_kernels::memory::Buffer;
 use fulmar_kernels::team::Team;
-use ring::{digest, hmac};
+use ring::aead::{self, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
+use ring::hkdf::{HKDF_SHA256, Salt};
+use ring::rand::{SecureRandom, SystemRandom};
 use rustix::fs::{FlockOperation, OFlags};
 
 use crate::backend::WeightCopies;
 
 /// Bytes in front of the weights: one page.
-pub(super) const HEAD_BYTES: usize = 4096;
-const MAGIC: &[u8; 8] = b"fulmarw2";
-/// Where the HMAC stands: at the head's end.
-const MAC_AT: usize = HEAD_BYTES - digest::SHA256_OUTPUT_LEN;
-/// Bytes that one thread hashes at a time.
-const PART_BYTES: usize = 1 << 20;
+const HEAD_BYTES: usize = 4096;
+const MAGIC: &[u8; 8] = b"fulmarw3";
+const SALT_BYTES: usize = 32;
+/// Where the copy's own random bytes stand: at the head's end.
+const SALT_AT: usize = HEAD_BYTES - SALT_BYTES;
+const TAG_BYTES: usize = 16;
+/// Bytes that one thread seals or opens at a time: they stay in its cache.
+const PART_BYTES: usize = 256 << 10;
 /// Bytes that a new copy leaves free on the file system: the database and downloads live there too.
 const DISK_RESERVE_BYTES: u64 = 256 << 20;
 
@@ -43,7 +51,7 @@ pub(super) struct Stored<'a> {
     /// The part of the file's name that all copies of one model share.
     model: String,
     path: PathBuf,
-    /// The head, without the HMAC at its end.
+    /// The head, without the random bytes at its end.
     head: Vec<u8>,
     bytes: usize,
 }
@@ -59,12 +67,14 @@ impl<'a> Stored<'a> {
         head.extend(LAYOUT_VERSION.to_le_bytes());
         head.extend((bytes as u64).to_le_bytes());
         head.extend(isa.name().as_bytes());
-        head.resize(MAC_AT, 0);
+        head.push(b' ');
+        head.extend(if seals_with_aes() { b"aes-256-gcm".as_slice() } else { b"chacha20-poly1305" });
+        head.resize(SALT_AT, 0);
         Self { copies, model, path: copies.folder().join(name), head, bytes }
     }
 
-    /// Maps the copy, if it is there and whole. `runs` are the lengths of its matrices.
-    pub(super) fn open(&self, team: &Team, runs: &[usize]) -> Option<MappedFile> {
+    /// Reads the copy into memory, if it is there and whole. `runs` are the lengths of its matrices.
+    pub(super) fn open(&self, team: &Team, runs: &[usize]) -> Option<Buffer> {
         let file = match open_own(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -73,33 +83,58 @@ impl<'a> Stored<'a> {
                 return None;
             }
         };
-        let map = MappedFile::open(&file).ok()?;
-        if !self.holds(&map, team, runs) {
-            tracing::warn!(path = %self.path.display(), "the stored weights are damaged: made again");
-            return None;
+        match self.read(&file, team, runs) {
+            Ok(Some(weights)) => {
+                self.remove_others();
+                Some(weights)
+            }
+            Ok(None) => {
+                tracing::warn!(path = %self.path.display(), "the stored weights are damaged: made again");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "the stored weights cannot be read");
+                None
+            }
         }
-        self.remove_others();
-        Some(map)
     }
 
-    /// Whether the map is this copy, every byte of it.
-    fn holds(&self, map: &MappedFile, team: &Team, runs: &[usize]) -> bool {
-        if map.len() != HEAD_BYTES + self.bytes || !map.starts_with(&self.head) {
-            return false;
+    /// The weights, if the file is this copy, every byte of it.
+    fn read(&self, file: &File, team: &Team, runs: &[usize]) -> io::Result<Option<Buffer>> {
+        let parts: usize = runs.iter().map(|run| run.div_ceil(PART_BYTES)).sum();
+        let whole = HEAD_BYTES + self.bytes + parts * TAG_BYTES;
+        if runs.iter().sum::<usize>() != self.bytes || file.metadata()?.len() != whole as u64 {
+            return Ok(None);
         }
-        map.advise_huge_pages();
-        map.prefetch();
-        let (head, mut rest) = map.split_at(HEAD_BYTES);
-        let mut matrices = Vec::with_capacity(runs.len());
+        let mut head = [0; HEAD_BYTES];
+        file.read_exact_at(&mut head, 0)?;
+        let (said, salt) = head.split_at(SALT_AT);
+        if said != self.head {
+            return Ok(None);
+        }
+        let seal = Seal::new(self.copies, salt, said);
+        let mut tags = vec![0; parts * TAG_BYTES];
+        file.read_exact_at(&mut tags, (HEAD_BYTES + self.bytes) as u64)?;
+        let mut weights = Buffer::zeroed(self.bytes)?;
+        let (mut jobs, mut rest, mut at) = (Vec::with_capacity(parts), &mut weights[..], HEAD_BYTES);
         for run in runs {
-            let Some((bytes, after)) = rest.split_at_checked(*run) else { return false };
-            matrices.push(bytes);
+            let (matrix, after) = rest.split_at_mut(*run);
+            for part in matrix.chunks_mut(PART_BYTES) {
+                let from = at;
+                at += part.len();
+                jobs.push((from, part));
+            }
             rest = after;
         }
-        let mut parts = Parts::default();
-        parts.add(team, &matrices);
-        let message = parts.message(&self.head);
-        rest.is_empty() && hmac::verify(self.copies.key(), &message, &head[MAC_AT..]).is_ok()
+        let sound = AtomicBool::new(true);
+        team.for_each_mut(&mut jobs, &|index, (at, part)| {
+            let tag = &tags[index * TAG_BYTES..][..TAG_BYTES];
+            let read = file.read_exact_at(part, *at as u64).is_ok();
+            if !(read && seal.open(index, part, tag)) {
+                sound.store(false, Ordering::Relaxed);
+            }
+        });
+        Ok(sound.into_inner().then_some(weights))
     }
 
     /// Starts a new copy, to be filled from the first matrix on.
@@ -118,15 +153,20 @@ impl<'a> Stored<'a> {
                  of which {DISK_RESERVE_BYTES} are kept; make room or run fulmar gc"
             )));
         }
+        let mut salt = [0; SALT_BYTES];
+        let filled = SystemRandom::new().fill(&mut salt);
+        filled.map_err(|_| io::Error::other("the system gives no random bytes"))?;
         // A name of this process's own: what is there under it was left by an earlier one.
         let _ = fs::remove_file(&part);
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(0o600);
-        let mut file = options.open(&part)?;
-        let copy = |file| NewCopy { stored: self, part, file, parts: Parts::default() };
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        file.write_all(&[0; HEAD_BYTES])?;
-        Ok(copy(file))
+        let file = options.open(&part)?;
+        let seal = Seal::new(self.copies, &salt, &self.head);
+        let mut copy = NewCopy { stored: self, part, file, seal, tags: Vec::new() };
+        rustix::fs::flock(&copy.file, FlockOperation::NonBlockingLockExclusive)?;
+        copy.file.write_all(&self.head)?;
+        copy.file.write_all(&salt)?;
+        Ok(copy)
     }
 
     /// Removes copies of the same model for other layouts or processors, and what is left of
@@ -176,32 +216,31 @@ pub(super) struct NewCopy<'a> {
     stored: &'a Stored<'a>,
     part: PathBuf,
     file: File,
-    parts: Parts,
+    seal: Seal,
+    tags: Vec<u8>,
 }
 
 impl NewCopy<'_> {
-    /// Appends a matrix.
-    pub(super) fn write(&mut self, team: &Team, bytes: &[u8]) -> io::Result<()> {
-        self.parts.add(team, &[bytes]);
-        self.file.write_all(bytes)
+    /// Appends a matrix, and leaves it sealed.
+    pub(super) fn write(&mut self, team: &Team, matrix: &mut [u8]) -> io::Result<()> {
+        let first = self.tags.len() / TAG_BYTES;
+        let mut jobs: Vec<_> = matrix.chunks_mut(PART_BYTES).map(|part| (part, None)).collect();
+        let seal = &self.seal;
+        team.for_each_mut(&mut jobs, &|index, (part, tag)| *tag = seal.seal(first + index, part));
+        for (_, tag) in jobs {
+            let tag = tag.ok_or_else(|| io::Error::other("a part of the weights is not sealed"))?;
+            self.tags.extend(tag.as_ref());
+        }
+        self.file.write_all(matrix)
     }
 
-    /// Writes the head, and gives the file its name when it is durable.
-    pub(super) fn finish(mut self) -> io::Result<MappedFile> {
+    /// Writes the tags, and gives the file its name when it is durable.
+    pub(super) fn finish(mut self) -> io::Result<()> {
         let stored = self.stored;
-        let mac = hmac::sign(stored.copies.key(), &self.parts.message(&stored.head));
-        let head = [&stored.head, mac.as_ref()].concat();
-        io::Seek::rewind(&mut self.file)?;
-        self.file.write_all(&head)?;
+        self.file.write_all(&self.tags)?;
         self.file.sync_all()?;
         fs::rename(&self.part, &stored.path)?;
-        File::open(stored.copies.folder())?.sync_all()?;
-        let map = MappedFile::open(&self.file)?;
-        if map.len() != HEAD_BYTES + stored.bytes {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        map.advise_huge_pages();
-        Ok(map)
+        File::open(stored.copies.folder())?.sync_all()
     }
 }
 
@@ -212,28 +251,49 @@ impl Drop for NewCopy<'_> {
     }
 }
 
-/// SHA-256 of every part of the weights, in order.
-#[derive(Default)]
-struct Parts(Vec<u8>);
+/// Whether the processor has instructions for AES-GCM: without them it is the slower one by far.
+fn seals_with_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
 
-impl Parts {
-    /// Adds matrices, on all threads: one by one they would leave most threads waiting, since a
-    /// matrix is a few parts long.
-    fn add(&mut self, team: &Team, matrices: &[&[u8]]) {
-        let parts: Vec<&[u8]> = matrices.iter().flat_map(|m| m.chunks(PART_BYTES)).collect();
-        let digests: Vec<OnceLock<digest::Digest>> =
-            parts.iter().map(|_| OnceLock::new()).collect();
-        team.for_each(parts.len(), 1, &|_, index| {
-            digests[index].get_or_init(|| digest::digest(&digest::SHA256, parts[index]));
-        });
-        // `for_each` has visited every index.
-        self.0.extend(digests.iter().filter_map(OnceLock::get).flat_map(AsRef::as_ref));
+/// What seals and opens the parts of one copy.
+struct Seal(LessSafeKey);
+
+impl Seal {
+    /// For the copy that has these random bytes and this head.
+    fn new(copies: &WeightCopies, salt: &[u8], head: &[u8]) -> Self {
+        let algorithm =
+            if seals_with_aes() { &aead::AES_256_GCM } else { &aead::CHACHA20_POLY1305 };
+        let drawn = Salt::new(HKDF_SHA256, salt).extract(copies.key());
+        let mut key = [0; 32];
+        // Both algorithms take keys of as many bytes as one round of HKDF-SHA-256 gives.
+        let filled = drawn.expand(&[head], HKDF_SHA256).and_then(|okm| okm.fill(&mut key));
+        let key = filled.and_then(|()| UnboundKey::new(algorithm, &key));
+        Self(LessSafeKey::new(key.expect("a key of 32 bytes")))
     }
 
-    /// What the HMAC is over: a head of fixed length, then the digests.
-    fn message(&self, head: &[u8]) -> Vec<u8> {
-        [head, &self.0].concat()
+    /// Seals a part in place and gives its tag; none where it is too long to be sealed.
+    fn seal(&self, index: usize, part: &mut [u8]) -> Option<Tag> {
+        self.0.seal_in_place_separate_tag(nonce(index), Aad::empty(), part).ok()
     }
+
+    /// Opens a part in place. False, and what is there of no use, where it is not what was sealed.
+    fn open(&self, index: usize, part: &mut [u8], tag: &[u8]) -> bool {
+        let Ok(tag) = Tag::try_from(tag) else { return false };
+        self.0.open_in_place_separate_tag(nonce(index), Aad::empty(), tag, part, 0..).is_ok()
+    }
+}
+
+/// The nonce of a copy's part.
+fn nonce(index: usize) -> Nonce {
+    let mut bytes = [0; aead::NONCE_LEN];
+    bytes[..8].copy_from_slice(&(index as u64).to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
 }
 
 #[cfg(test)]

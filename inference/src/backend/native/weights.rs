@@ -9,12 +9,11 @@ use std::sync::Arc;
 use fulmar_kernels::activations::Forms;
 use fulmar_kernels::cpu::Isa;
 use fulmar_kernels::formats::{I2_S_TAIL_BYTES, TensorType, dequantize};
-use fulmar_kernels::mapped::MappedFile;
-use fulmar_kernels::matrix::{Matrix, Shape, Storage};
+use fulmar_kernels::matrix::{Matrix, Shape};
 use fulmar_kernels::memory::Buffer;
 use fulmar_kernels::team::Team;
 
-use super::stored::{HEAD_BYTES, Stored};
+use super::stored::Stored;
 use super::{LoadError, refused};
 use crate::backend::WeightCopies;
 use crate::backend::pages::EmbeddingPages;
@@ -123,8 +122,6 @@ pub(super) struct Source<'a> {
     places: HashMap<Key<'a>, usize>,
     order: Vec<&'a Linear>,
     bytes: usize,
-    /// Where the first matrix starts in the storage.
-    base: usize,
 }
 
 /// Why a copy of the weights was not made.
@@ -150,7 +147,7 @@ impl<'a> Source<'a> {
         isa: Isa,
     ) -> Result<Self, LoadError> {
         let (places, order) = (HashMap::new(), Vec::new());
-        let mut source = Self { gguf, architecture, isa, places, order, bytes: 0, base: 0 };
+        let mut source = Self { gguf, architecture, isa, places, order, bytes: 0 };
         for linear in linears(architecture) {
             if source.places.contains_key(&key(linear)) {
                 continue;
@@ -171,7 +168,7 @@ impl<'a> Source<'a> {
 
     /// Takes the regrouped weights from the copy in `folder`, or makes them (and the copy).
     pub(super) fn load(
-        mut self,
+        self,
         team: &Team,
         copies: Option<&WeightCopies>,
     ) -> Result<Weights, LoadError> {
@@ -181,22 +178,23 @@ impl<'a> Source<'a> {
             .map(|(copies, sha256)| Stored::new(copies, sha256, self.isa, self.bytes));
         if let Some(stored) = stored {
             let runs = self.runs();
-            let map = match stored.open(team, &runs) {
-                Some(map) => Ok(map),
-                None => self.store(team, &stored, &runs),
+            let kept = match stored.open(team, &runs) {
+                Some(kept) => Some(kept),
+                None => match self.store(team, &stored, &runs) {
+                    // Read as the next start will: what was not written well is seen now.
+                    Ok(()) => stored.open(team, &runs),
+                    Err(StoreError::Load(error)) => return Err(error),
+                    // The copy saves time, nothing else.
+                    Err(StoreError::Io(error)) => {
+                        tracing::warn!(%error, "regrouped weights are not stored");
+                        None
+                    }
+                },
             };
-            match map {
-                Ok(map) => {
-                    self.base = HEAD_BYTES;
-                    let weights = self.assemble(&Arc::new(Storage::Mapped(map)))?;
-                    self.gguf.release();
-                    return Ok(weights);
-                }
-                Err(StoreError::Load(error)) => return Err(error),
-                // The copy saves time, nothing else.
-                Err(StoreError::Io(error)) => {
-                    tracing::warn!(%error, "regrouped weights are not stored");
-                }
+            if let Some(kept) = kept {
+                let weights = self.assemble(&Arc::new(kept))?;
+                self.gguf.release();
+                return Ok(weights);
             }
         }
         let mut buffer = Buffer::zeroed(self.bytes).map_err(|e| refused(&e))?;
@@ -205,7 +203,7 @@ impl<'a> Source<'a> {
             self.regroup(linear, team, &mut buffer[place..])?;
             self.gguf.release();
         }
-        self.assemble(&Arc::new(Storage::Owned(buffer)))
+        self.assemble(&Arc::new(buffer))
     }
 
     /// Bytes from each matrix to the next.
@@ -221,14 +219,14 @@ impl<'a> Source<'a> {
         team: &Team,
         stored: &Stored,
         runs: &[usize],
-    ) -> Result<MappedFile, StoreError> {
+    ) -> Result<(), StoreError> {
         let mut copy = stored.create()?;
         let longest = runs.iter().copied().max().unwrap_or(0);
         let mut buffer = Buffer::zeroed(longest)?;
         for (linear, run) in self.order.iter().zip(runs) {
             buffer[..*run].fill(0);
             self.regroup(linear, team, &mut buffer).map_err(StoreError::Load)?;
-            copy.write(team, &buffer[..*run])?;
+            copy.write(team, &mut buffer[..*run])?;
             self.gguf.release();
         }
         Ok(copy.finish()?)
@@ -250,7 +248,7 @@ impl<'a> Source<'a> {
         shape.regroup(self.isa, team, rows, &mut out[..bytes]).map_err(|e| unfit(linear, &e))
     }
 
-    fn assemble(&self, storage: &Arc<Storage>) -> Result<Weights, LoadError> {
+    fn assemble(&self, storage: &Arc<Buffer>) -> Result<Weights, LoadError> {
         let a = self.architecture;
         let blocks = a.layers.iter().map(|layer| self.block(storage, layer));
         Ok(Weights {
@@ -262,7 +260,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn block(&self, storage: &Arc<Storage>, layer: &Layer) -> Result<Block, LoadError> {
+    fn block(&self, storage: &Arc<Buffer>, layer: &Layer) -> Result<Block, LoadError> {
         let a = self.architecture;
         let matrix = |linear| self.matrix(storage, linear);
         let norm = |name: &str| self.vector(name, 0, a.embedding_len);
@@ -288,9 +286,9 @@ impl<'a> Source<'a> {
         })
     }
 
-    fn matrix(&self, storage: &Arc<Storage>, linear: &Linear) -> Result<Matrix, LoadError> {
+    fn matrix(&self, storage: &Arc<Buffer>, linear: &Linear) -> Result<Matrix, LoadError> {
         let shape = self.shape(linear)?;
-        let place = self.base + self.places[&key(linear)];
+        let place = self.places[&key(linear)];
         let matrix = Matrix::new(self.isa, shape, storage.clone(), place);
         let mut matrix = matrix.map_err(|e| unfit(linear, &e))?.scaled(linear.scale);
         if shape.ty == TensorType::I2S {

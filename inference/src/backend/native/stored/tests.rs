@@ -7,9 +7,11 @@ use super::*;
 
 const KEY: [u8; 32] = [7; 32];
 const MODEL: [u8; 32] = [0xab; 32];
-/// Two matrices; one is longer than what a thread hashes at a time.
+/// Two matrices; one is longer than what a thread opens at a time.
 const RUNS: [usize; 2] = [PART_BYTES + 8192, 4096];
 const BYTES: usize = RUNS[0] + RUNS[1];
+/// Of the whole file: three parts.
+const FILE_BYTES: usize = HEAD_BYTES + BYTES + 3 * TAG_BYTES;
 
 struct Place {
     folder: tempfile::TempDir,
@@ -32,8 +34,8 @@ impl Place {
         let stored = self.stored();
         let mut copy = stored.create().expect("a new copy");
         for run in RUNS {
-            let bytes: Vec<u8> = (0..run).map(|i| (i * 31 / 7) as u8).collect();
-            copy.write(&self.team, &bytes).expect("written");
+            let mut bytes: Vec<u8> = (0..run).map(|i| (i * 31 / 7) as u8).collect();
+            copy.write(&self.team, &mut bytes).expect("written");
         }
         copy.finish().expect("finished");
         stored.path.clone()
@@ -54,8 +56,12 @@ fn a_copy_is_missing_until_it_was_made_and_then_reads_as_it_was_written() {
     let place = Place::new();
     assert!(!place.opens());
     let path = place.make();
-    let map = place.stored().open(&place.team, &RUNS).expect("a copy");
-    assert_eq!(map[HEAD_BYTES + 70], (70 * 31 / 7) as u8);
+    let weights = place.stored().open(&place.team, &RUNS).expect("a copy");
+    let (first, second) = weights.split_at(RUNS[0]);
+    let expected = |len| (0..len).map(|i: usize| (i * 31 / 7) as u8);
+    assert!(first.iter().copied().eq(expected(RUNS[0])) && second.iter().copied().eq(expected(RUNS[1])));
+    let sealed = fs::read(&path).expect("the copy");
+    assert_ne!(&sealed[HEAD_BYTES..][..4096], &first[..4096], "weights are not kept in the clear");
     assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
     assert_eq!(place.names().len(), 1, "nothing else is left behind");
 }
@@ -65,7 +71,7 @@ fn a_copy_that_was_cut_or_has_grown_is_not_used() {
     let place = Place::new();
     let path = place.make();
     let whole = fs::read(&path).expect("the copy");
-    for len in [0, 1, MAC_AT, HEAD_BYTES, whole.len() / 2, whole.len() - 1] {
+    for len in [0, 1, SALT_AT, HEAD_BYTES, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..len]).expect("cut");
         assert!(!place.opens(), "{len} bytes");
     }
@@ -78,7 +84,7 @@ fn a_copy_that_was_cut_or_has_grown_is_not_used() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn a_flipped_bit_anywhere_is_seen(at in 0..HEAD_BYTES + BYTES, bit in 0u8..8) {
+    fn a_flipped_bit_anywhere_is_seen(at in 0..FILE_BYTES, bit in 0u8..8) {
         let place = Place::new();
         let path = place.make();
         let mut bytes = fs::read(&path).expect("the copy");
@@ -93,8 +99,10 @@ fn a_flipped_bit_at_every_border_is_seen() {
     let place = Place::new();
     let path = place.make();
     let whole = fs::read(&path).expect("the copy");
-    let edges = [0, 8, 40, 44, 52, MAC_AT, HEAD_BYTES, HEAD_BYTES + PART_BYTES, HEAD_BYTES + BYTES];
-    for at in edges.into_iter().flat_map(|edge| [edge.wrapping_sub(1), edge]) {
+    let parts = [HEAD_BYTES, HEAD_BYTES + PART_BYTES, HEAD_BYTES + RUNS[0], HEAD_BYTES + BYTES];
+    let edges = [0, 8, 40, 44, 52, SALT_AT, FILE_BYTES - TAG_BYTES, FILE_BYTES];
+    let edges = edges.into_iter().chain(parts);
+    for at in edges.flat_map(|edge| [edge.wrapping_sub(1), edge]) {
         let Some(byte) = whole.get(at) else { continue };
         let mut bytes = whole.clone();
         bytes[at] = byte ^ 0x80;
@@ -165,4 +173,25 @@ fn a_file_that_others_may_change_is_not_used() {
     fs::rename(&path, &elsewhere).expect("moved");
     symlink(&elsewhere, &path).expect("a link");
     assert!(!place.opens(), "a link could be turned after the check");
+}
+
+#[test]
+fn parts_that_changed_places_and_those_of_another_copy_are_seen() {
+    let place = Place::new();
+    let path = place.make();
+    let first = fs::read(&path).expect("the copy");
+    let mut swapped = first.clone();
+    let (a, b) = (HEAD_BYTES, HEAD_BYTES + PART_BYTES);
+    swapped.copy_within(b..b + 4096, a);
+    fs::write(&path, &swapped).expect("swapped");
+    assert!(!place.opens());
+    place.make();
+    let second = fs::read(&path).expect("the copy");
+    assert_ne!(first, second, "every copy has a key of its own");
+    let mut mixed = second.clone();
+    mixed[HEAD_BYTES..].copy_from_slice(&first[HEAD_BYTES..]);
+    fs::write(&path, &mixed).expect("mixed");
+    assert!(!place.opens());
+    fs::write(&path, &first).expect("an older copy of the same model");
+    assert!(place.opens());
 }
