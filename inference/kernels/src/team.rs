@@ -306,7 +306,9 @@ impl Shared {
     /// Opens the door of the next part.
     fn open(&self) {
         let last = number(self.door.0.load(Ordering::Relaxed));
-        self.door.0.store((last + 1) << NUMBER_SHIFT, Ordering::SeqCst);
+        // A swap, because the owner looks for sleepers next, and that look must come behind: qemu
+        // lets AArch64's loads pass the plain stores before them, and a wake-up would be lost.
+        self.door.0.swap((last + 1) << NUMBER_SHIFT, Ordering::SeqCst);
     }
 
     /// Closes the part to workers that have not come yet, and says how many have.
@@ -348,7 +350,8 @@ impl Shared {
 
     fn sleep_until_finished(&self, workers: usize) {
         let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        self.owner_sleeps.store(true, Ordering::SeqCst);
+        // A swap, as in `open`: the count is looked at behind it.
+        self.owner_sleeps.swap(true, Ordering::SeqCst);
         while self.finished.0.load(Ordering::SeqCst) < workers {
             guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
