@@ -31,6 +31,9 @@ const CROWDED_AFTER: Duration = Duration::from_micros(100);
 /// Waits by sleeping after a core was found to be wanted; then it is tried again.
 const CROWDED_WAITS: usize = 1000;
 
+/// Threads that have a share of their own in [`Team::for_each_in_shares`]; others help.
+const SHARES_MAX: usize = 64;
+
 /// A part of a step as the threads see it.
 type Part = *const (dyn Fn(usize) + Sync);
 
@@ -51,6 +54,8 @@ struct Shared {
     finished: Apart<AtomicUsize>,
     /// The next chunk of a part that nobody has taken.
     next: Apart<AtomicUsize>,
+    /// The same for each thread's share of a part that is handed out in shares.
+    shares: [Apart<AtomicUsize>; SHARES_MAX],
     /// Written by the owner before it opens the door, read by workers that entered.
     closure: UnsafeCell<Option<Part>>,
     stop: AtomicBool,
@@ -106,6 +111,7 @@ impl Team {
                 door: Apart(AtomicU64::new(CLOSED)),
                 finished: Apart(AtomicUsize::new(0)),
                 next: Apart(AtomicUsize::new(0)),
+                shares: [const { Apart(AtomicUsize::new(0)) }; SHARES_MAX],
                 closure: UnsafeCell::new(None),
                 stop: AtomicBool::new(false),
                 sleepers: AtomicUsize::new(0),
@@ -237,6 +243,43 @@ impl Team {
 }
 
 impl Team {
+    /// As [`Team::for_each`], but each thread has a share of neighbouring indices, takes `chunk` of
+    /// them at a time in ascending order, and then helps the others with theirs. For work that reads
+    /// memory from one end to the other: what a thread has fetched ahead is what it does next.
+    ///
+    /// # Panics
+    /// When `f` panics.
+    pub fn for_each_in_shares(
+        &self,
+        count: usize,
+        chunk: usize,
+        f: &(dyn Fn(usize, usize) + Sync),
+    ) {
+        let chunk = chunk.max(1);
+        if count <= chunk || self.workers.is_empty() {
+            return (0..count).for_each(|index| f(0, index));
+        }
+        let threads = self.threads().min(SHARES_MAX);
+        let shares = &self.shared.shares[..threads];
+        let start = |share: usize| count * share / threads;
+        for (index, next) in shares.iter().enumerate() {
+            next.0.store(start(index), Ordering::Relaxed);
+        }
+        let take = |thread: usize| {
+            for share in (0..threads).map(|other| (thread + other) % threads) {
+                let end = start(share + 1);
+                loop {
+                    let from = shares[share].0.fetch_add(chunk, Ordering::Relaxed);
+                    if from >= end {
+                        break;
+                    }
+                    (from..end.min(from + chunk)).for_each(|index| f(thread, index));
+                }
+            }
+        };
+        self.run_with(&take, false);
+    }
+
     /// Calls `f(index, item)` once for each item, all threads at once.
     ///
     /// # Panics

@@ -59,7 +59,7 @@ pub fn multiply(team: &Team, acts: &Activations, products: &mut [Product<'_>]) {
             (first, product.matrix, Disjoint::new(&mut *product.out))
         })
         .collect();
-    team.for_each(units, chunk(units, team, tokens), &|_, unit| {
+    for_units(team, units, tokens, &|unit| {
         let (first, matrix, out) = match jobs.iter().rposition(|job| job.0 <= unit) {
             Some(at) => &jobs[at],
             None => return,
@@ -108,7 +108,7 @@ pub fn multiply_gated(
     let out = Disjoint::new(out);
     let lanes = lanes(gate.isa);
     let groups = gate.groups();
-    team.for_each(groups, chunk(groups * 2, team, tokens).div_ceil(2), &|_, group| {
+    for_units(team, groups, tokens, &|group| {
         let count = lanes.min(rows - group * lanes);
         let plain = [gate, up].iter().all(|m| m.scale == 1.0 && m.bias.is_none());
         // Gates tokens whose outputs lie `stride` apart.
@@ -195,8 +195,14 @@ fn units_of(matrix: &Matrix, tokens: usize) -> usize {
     }
 }
 
-fn chunk(units: usize, team: &Team, tokens: usize) -> usize {
-    if tokens > DIRECT_BATCH_MAX { 1 } else { (units / (team.threads() * 8)).clamp(1, 64) }
+/// Calls `f` once for each unit: panels one by one, groups for few tokens in shares, since those
+/// are read from memory once and fetched ahead.
+fn for_units(team: &Team, units: usize, tokens: usize, f: &(dyn Fn(usize) + Sync)) {
+    if tokens > DIRECT_BATCH_MAX {
+        return team.for_each(units, 1, &|_, unit| f(unit));
+    }
+    let chunk = (units / (team.threads() * 32)).clamp(1, 16);
+    team.for_each_in_shares(units, chunk, &|_, unit| f(unit));
 }
 
 /// Where the products of tokens `first..first + tokens` with some groups go.

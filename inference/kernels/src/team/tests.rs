@@ -10,8 +10,30 @@ fn every_index_is_visited_once_by_any_number_of_threads() {
                 visits[index].fetch_add(1, Ordering::Relaxed);
             });
             assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 1));
+            team.for_each_in_shares(count, 3, &|_, index| {
+                visits[index].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 2));
         }
     }
+}
+
+#[test]
+fn a_share_whose_thread_does_not_come_is_done_by_the_others() {
+    let team = Team::new(3, Pinning::None);
+    let (busy, visits) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // Whoever has the last share stays with its first index until all others are done.
+    team.for_each_in_shares(300, 1, &|_, index| {
+        if index == 200 {
+            busy.store(true, Ordering::Relaxed);
+            while visits.load(Ordering::Relaxed) < 299 {
+                std::thread::yield_now();
+            }
+        }
+        visits.fetch_add(1, Ordering::Relaxed);
+    });
+    assert!(busy.into_inner());
+    assert_eq!(visits.into_inner(), 300);
 }
 
 #[test]
