@@ -15,8 +15,8 @@ use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
 use fulmar_registry::import::ModelFacts;
 use fulmar_registry::manifest::Evaluation;
 use fulmar_registry::{
-    Authority, Barred, Digest, LoadError, ModelName, ModelRef, ReferenceError, Registry, Standing,
-    VerifiedModel,
+    Authority, Barred, Digest, FileInParts, LoadError, ModelName, ModelRef, ReferenceError,
+    Registry, Standing, VerifiedModel,
 };
 use fulmar_store::Store;
 use serde::Serialize;
@@ -361,10 +361,10 @@ impl Models {
         if let Some(model) = self.map().get(&engine_name) {
             return Ok(Arc::clone(model));
         }
-        let refused = |reason: String| ModelError::Load { name: name.clone(), reason };
-        let gguf = Gguf::from_file(verified.weights.file, &name)
-            .map_err(|error: GgufError| refused(error.to_string()))?
-            .verified_as(*verified.weights.digest.as_bytes());
+        let gguf = match weights(&verified.weights, &name) {
+            Ok(gguf) => gguf,
+            Err(error) => return Err(self.unsound(&verified, &name, error.to_string()).await),
+        };
         let loading = self.load_with_draft(&engine_name, &verified.manifest, gguf).await;
         if let Some(reason) = &loading.draft_refused {
             tracing::warn!(model = name, reason, "a model runs without its draft");
@@ -375,7 +375,10 @@ impl Models {
             Err(error @ (LoadRefused::OverBudget { .. } | LoadRefused::Measured { .. })) => {
                 return Err(ModelError::NoRoom { name, reason: error.to_string() });
             }
-            Err(error) => return Err(refused(format!("{:#}", anyhow::Error::new(error)))),
+            Err(error) => {
+                let reason = format!("{:#}", anyhow::Error::new(error));
+                return Err(self.unsound(&verified, &name, reason).await);
+            }
         }
         let files = verified.manifest.files.iter().map(|file| file.digest);
         let model = Arc::new(LoadedModel {
@@ -386,13 +389,28 @@ impl Models {
                 .collect(),
             engine_name: engine_name.clone(),
             digest: verified.digest,
-            weights_digest: verified.weights.digest,
+            weights_digest: verified.weights.digest(),
             authority: verified.authority,
             draft_refused: loading.draft_refused,
             draft_missing: loading.draft_missing,
         });
         self.map_mut().insert(engine_name, Arc::clone(&model));
         Ok(model)
+    }
+
+    /// Why a model was not loaded: for its bytes, where they are not what was signed.
+    async fn unsound(&self, verified: &VerifiedModel, name: &str, reason: String) -> ModelError {
+        let (blobs, digest) = (self.registry.blobs().clone(), verified.weights.digest());
+        // A bad part may have gone to quarantine already, or be found now.
+        let judged = tokio::task::spawn_blocking(move || blobs.open_verified(&digest)).await;
+        let name = name.to_owned();
+        match (judged, name.parse()) {
+            (Ok(Err(source)), Ok(name_of)) => {
+                let reference = ModelRef { name: name_of, digest: Some(verified.digest) };
+                ModelError::Verify { name, source: Box::new(LoadError::Blob { reference, source }) }
+            }
+            _ => ModelError::Load { name, reason },
+        }
     }
 
     /// Forgets that a model is loaded: the engine made room, or its keep-alive ended.
@@ -459,6 +477,15 @@ impl Models {
     fn map_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<LoadedModel>>> {
         self.loaded.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A verified model's weights for the engine, verified part by part as it uses them.
+pub(crate) fn weights(file: &FileInParts, name: &str) -> Result<Gguf, GgufError> {
+    let open = file.file();
+    let open = open.map_err(|source| GgufError::Open { name: name.to_owned(), source })?;
+    let (sha256, parts) = (*file.digest().as_bytes(), file.clone());
+    let verify = move |ranges: &[_]| parts.verify(ranges).map_err(|error| error.to_string());
+    Gguf::in_parts(open, name, sha256, Box::new(verify))
 }
 
 /// What a GGUF file says about itself, for its manifest.

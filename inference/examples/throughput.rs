@@ -5,8 +5,8 @@
 //!   backend=native threads=4 prompt=512 generate=128 sequences=1 depth=0 repeat=1 kv=f16
 //!   cache=FOLDER batch=512 cpus=0,1,2,3
 //! ```
-//! With `cache`, the file is hashed at the start, in parts on all threads as a device verifies its
-//! models, and the regrouped weights are kept in the folder.
+//! With `cache`, what is used of the file is hashed first, in parts on all threads as a device
+//! verifies its models, and the regrouped weights are kept in the folder.
 //! `depth` tokens are in the cache before decoding is timed; `sequences` decode side by side.
 
 use std::collections::HashMap;
@@ -24,39 +24,62 @@ type Failure = Box<dyn std::error::Error>;
 
 /// The key of copies that nobody needs to trust.
 const MEASURED: [u8; WeightCopies::KEY_BYTES] = *b"for measurements, not for fleets";
-/// Bytes that a thread hashes at a time.
+/// Bytes of a part that is hashed, like the chunks of a manifest.
 const PART_BYTES: u64 = 4 << 20;
 
-/// A digest of the file: of the SHA-256 of its parts, as a manifest's chunks have them.
-fn hash(model: &std::path::Path, threads: usize) -> Result<[u8; 32], Failure> {
-    use ring::digest::{Digest, SHA256, digest};
+/// Hashes the parts of a file that cover some ranges, on all threads, each once: what a device does
+/// to verify what it uses of a model. Here nobody said what the digests should be.
+struct Hashed {
+    file: std::fs::File,
+    threads: usize,
+    done: std::sync::Mutex<std::collections::HashMap<u64, ring::digest::Digest>>,
+}
+
+impl Hashed {
+    fn hash(&self, ranges: &[std::ops::Range<u64>]) -> std::io::Result<()> {
+        use ring::digest::{SHA256, digest};
+        let len = self.file.metadata()?.len();
+        let mut done = self.done.lock().map_err(|_| std::io::ErrorKind::Other)?;
+        let wanted = |part: &u64| {
+            let (from, to) = (part * PART_BYTES, (part + 1) * PART_BYTES);
+            !done.contains_key(part) && ranges.iter().any(|r| r.start < to && from < r.end)
+        };
+        let parts: Vec<u64> = (0..len.div_ceil(PART_BYTES)).filter(wanted).collect();
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let found = std::sync::Mutex::new(Vec::new());
+        let work = || -> std::io::Result<()> {
+            let mut buffer = vec![0; PART_BYTES as usize];
+            loop {
+                let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let Some(part) = parts.get(index) else { return Ok(()) };
+                let start = part * PART_BYTES;
+                let bytes = &mut buffer[..PART_BYTES.min(len - start) as usize];
+                std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, start)?;
+                let digest = digest(&SHA256, bytes);
+                if let Ok(mut found) = found.lock() {
+                    found.push((*part, digest));
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.threads).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|w| w.join().unwrap_or(Ok(())))
+        })?;
+        done.extend(found.into_inner().unwrap_or_default());
+        Ok(())
+    }
+}
+
+/// Opens a model as a device does: what is used of it is hashed first.
+fn verified(model: &std::path::Path, threads: usize) -> Result<Gguf, Failure> {
     let file = std::fs::File::open(model)?;
-    let len = file.metadata()?.len();
-    let next = std::sync::atomic::AtomicU64::new(0);
-    let parts = std::sync::Mutex::new(Vec::<(u64, Digest)>::new());
-    let work = || -> std::io::Result<()> {
-        let mut buffer = vec![0; PART_BYTES as usize];
-        loop {
-            let start = next.fetch_add(PART_BYTES, std::sync::atomic::Ordering::Relaxed);
-            if start >= len {
-                return Ok(());
-            }
-            let part = &mut buffer[..PART_BYTES.min(len - start) as usize];
-            std::os::unix::fs::FileExt::read_exact_at(&file, part, start)?;
-            let digest = digest(&SHA256, part);
-            if let Ok(mut parts) = parts.lock() {
-                parts.push((start, digest));
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|w| w.join().unwrap_or(Ok(())))
-    })?;
-    let mut parts = parts.into_inner().unwrap_or_default();
-    parts.sort_by_key(|(start, _)| *start);
-    let all: Vec<u8> = parts.iter().flat_map(|(_, digest)| digest.as_ref().to_vec()).collect();
-    Ok(digest(&SHA256, &all).as_ref().try_into()?)
+    // What the copy is bound to. A device has the digest from the signed manifest.
+    let about = format!("{} {:?}", model.display(), file.metadata()?);
+    let name = ring::digest::digest(&ring::digest::SHA256, about.as_bytes());
+    let hashed = Hashed { file: file.try_clone()?, threads, done: std::sync::Mutex::default() };
+    let verify = move |ranges: &[_]| hashed.hash(ranges).map_err(|error| error.to_string());
+    let name = name.as_ref().try_into()?;
+    Ok(Gguf::in_parts(file, &model.display().to_string(), name, Box::new(verify))?)
 }
 
 struct Arguments(HashMap<String, String>);
@@ -122,10 +145,8 @@ struct Bench {
 impl Bench {
     fn load(model: &std::path::Path, arguments: &Arguments) -> Result<Self, Failure> {
         let threads = arguments.number("threads", 4)?;
-        let mut gguf = Gguf::open(model)?;
-        if arguments.0.contains_key("cache") {
-            gguf = gguf.verified_as(hash(model, threads)?);
-        }
+        let in_parts = arguments.0.contains_key("cache");
+        let gguf = if in_parts { verified(model, threads)? } else { Gguf::open(model)? };
         let cpus = arguments.0.get("cpus").map_or(Ok(Vec::new()), |list| {
             list.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()
         })?;

@@ -21,6 +21,7 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fulmar_kernels::formats::{FormatError, TensorType};
 use fulmar_kernels::mapped::MappedFile;
@@ -114,6 +115,14 @@ pub enum GgufError {
         /// Which type.
         source: FormatError,
     },
+    /// Bytes are not those that were signed.
+    #[error("verify {what}: {reason}")]
+    Unverified {
+        /// What was to be used.
+        what: String,
+        /// What whoever verifies the file said.
+        reason: String,
+    },
     /// A key is not there.
     #[error("read key {key:?}: it is missing")]
     Missing {
@@ -199,11 +208,28 @@ impl Deref for Segment {
     }
 }
 
+/// Verifies ranges of a file's bytes, or says why they do not hold.
+pub type VerifyBytes = dyn Fn(&[Range<u64>]) -> Result<(), String> + Send + Sync;
+
 /// A model file. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Gguf {
     inner: Arc<Inner>,
     sha256: Option<[u8; 32]>,
+    parts: Option<Arc<Parts>>,
+}
+
+/// Which tensors of a file that is verified as it is used were verified.
+struct Parts {
+    verify: Box<VerifyBytes>,
+    sound: Vec<AtomicBool>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sound = self.sound.iter().filter(|sound| sound.load(Ordering::Relaxed)).count();
+        write!(f, "Parts({sound} of {} tensors verified)", self.sound.len())
+    }
 }
 
 #[derive(Debug)]
@@ -255,6 +281,64 @@ impl Gguf {
     /// [`GgufError`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GgufError> {
         read::read(Segment::Owned(bytes), "model in memory")
+    }
+
+    /// Maps and checks an open file whose bytes are known to have the given SHA-256 if they pass
+    /// `verify`, which is asked about the header here and about each tensor before it is first
+    /// given out: a start that does not need all weights does not read all of them.
+    ///
+    /// # Errors
+    /// [`GgufError`]; [`GgufError::Unverified`] where the header does not hold.
+    pub fn in_parts(
+        file: File,
+        name: &str,
+        sha256: [u8; 32],
+        verify: Box<VerifyBytes>,
+    ) -> Result<Self, GgufError> {
+        let gguf = Self::from_file(file, name)?;
+        let end = gguf.tensors().iter().map(TensorInfo::file_offset).min();
+        let header = 0..end.unwrap_or(gguf.size_bytes());
+        verify(&[header]).map_err(|reason| GgufError::Unverified {
+            what: format!("the header of {name}"),
+            reason,
+        })?;
+        let sound = gguf.tensors().iter().map(|_| AtomicBool::new(false)).collect();
+        let parts = Some(Arc::new(Parts { verify, sound }));
+        Ok(Self { sha256: Some(sha256), parts, ..gguf })
+    }
+
+    /// Verifies tensors together, which is faster than one by one; names that the file does not have
+    /// are passed over. Nothing to do for a file that was verified before it was opened.
+    ///
+    /// # Errors
+    /// [`GgufError::Unverified`].
+    pub fn verify<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<(), GgufError> {
+        let Some(parts) = &self.parts else { return Ok(()) };
+        let index = |name| self.inner.tensor_index.get(name).copied();
+        let wanted: Vec<usize> = names
+            .into_iter()
+            .filter_map(index)
+            .filter(|index| !parts.sound[*index].load(Ordering::Acquire))
+            .collect();
+        let ranges: Vec<Range<u64>> = wanted
+            .iter()
+            .map(|index| &self.inner.tensors[*index].place.range)
+            .map(|range| range.start as u64..range.end as u64)
+            .collect();
+        (parts.verify)(&ranges).map_err(|reason| GgufError::Unverified {
+            what: format!("{} tensors of {}", wanted.len(), self.inner.name),
+            reason,
+        })?;
+        wanted.iter().for_each(|index| parts.sound[*index].store(true, Ordering::Release));
+        Ok(())
+    }
+
+    /// [`Gguf::verify`] for all tensors.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_all(&self) -> Result<(), GgufError> {
+        self.verify(self.tensors().iter().map(|tensor| tensor.name.as_str()))
     }
 
     /// The same file with the SHA-256 of its bytes, from whoever verified them in this process.
@@ -317,11 +401,23 @@ impl Gguf {
         &self.inner.tensors
     }
 
-    /// The tensor of this name.
+    /// A tensor by name. Its bytes are verified first where the file is verified in parts; one whose
+    /// bytes do not hold is not given out, as if the file had none.
     pub fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
-        let info = &self.inner.tensors[*self.inner.tensor_index.get(name)?];
+        let index = *self.inner.tensor_index.get(name)?;
+        let sound = self.parts.as_ref().is_none_or(|p| p.sound[index].load(Ordering::Acquire));
+        if !sound && let Err(error) = self.verify([name]) {
+            tracing::error!(%error, tensor = name, "a tensor is not used");
+            return None;
+        }
+        let info = &self.inner.tensors[index];
         let data = &self.inner.segments[info.place.segment][info.place.range.clone()];
         Some(Tensor { info, data })
+    }
+
+    /// What the file says of a tensor, without its bytes.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.inner.tensor_index.get(name).map(|index| &self.inner.tensors[*index])
     }
 
     /// The header's bytes: what [`Array`]s point into.

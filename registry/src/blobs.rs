@@ -30,6 +30,7 @@ mod files;
 mod incoming;
 mod scrub;
 
+pub use chunked::FileInParts;
 pub use copies::copy_of;
 pub use donors::Donors;
 pub use faults::{Fault, Faults, Op};

@@ -33,7 +33,7 @@ mod testing;
 pub mod trust;
 
 pub use admission::{Authority, ManifestRefused, Signed};
-pub use blobs::{BlobError, Blobs, VerifiedFile};
+pub use blobs::{BlobError, Blobs, FileInParts, VerifiedFile};
 pub use catalog::{CatalogError, Installed, Slot};
 pub use digest::{Digest, DigestError};
 pub use facts::Facts;

@@ -7,9 +7,9 @@ use fulmar_store::{Schema, Store, StoreError};
 use rusqlite::Connection;
 
 use crate::admission::Authority;
-use crate::blobs::{BlobError, Blobs, VerifiedFile};
+use crate::blobs::{BlobError, Blobs, FileInParts};
 use crate::catalog::{self, CatalogError, Installed};
-use crate::manifest::{Manifest, ManifestFile};
+use crate::manifest::Manifest;
 use crate::trust::{self, Repo, TrustError, Trusted};
 use crate::{Barred, Digest, ModelRef, OwnerError, OwnerKey, Standing};
 
@@ -120,8 +120,8 @@ pub struct VerifiedModel {
     pub manifest: Manifest,
     /// The model's digest.
     pub digest: Digest,
-    /// The weights, verified.
-    pub weights: VerifiedFile,
+    /// The weights, to be verified part by part as they are used.
+    pub weights: FileInParts,
     /// Who says that it may run.
     pub authority: Authority,
 }
@@ -183,8 +183,8 @@ impl Registry {
     }
 
     /// Opens the release that `reference` means (the active one, if it names no digest) after
-    /// verifying who says that it may run, and all of its files' bytes. Whole files are hashed
-    /// once per process and file identity. Blocks.
+    /// verifying who says that it may run, and the bytes of its files: once per process and file
+    /// identity, those of the weights part by part as they are used. Blocks.
     ///
     /// # Errors
     /// [`LoadError`]; a corrupt blob is in quarantine then and wants to be fetched again.
@@ -195,10 +195,12 @@ impl Registry {
             Ok::<_, LoadError>(installed)
         })?;
         let mut weights = None;
+        let refused = |source| LoadError::Blob { reference: reference.clone(), source };
         for file in &installed.manifest.files {
-            let verified = self.open_file(reference, file)?;
             if Some(file) == installed.manifest.weights() {
-                weights = Some(verified);
+                weights = Some(self.blobs.open_in_parts(file).map_err(refused)?);
+            } else {
+                self.blobs.open_verified_file(file).map_err(refused)?;
             }
         }
         // A manifest without weights does not parse.
@@ -208,16 +210,6 @@ impl Registry {
         })?;
         let Installed { manifest, digest, authority, .. } = installed;
         Ok(VerifiedModel { manifest, digest, weights, authority })
-    }
-
-    fn open_file(
-        &self,
-        reference: &ModelRef,
-        file: &ManifestFile,
-    ) -> Result<VerifiedFile, LoadError> {
-        self.blobs
-            .open_verified_file(file)
-            .map_err(|source| LoadError::Blob { reference: reference.clone(), source })
     }
 
     fn check_authority(

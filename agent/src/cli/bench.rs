@@ -122,7 +122,7 @@ fn open(place: &Place, model: &str) -> anyhow::Result<Gguf> {
     let app = serve::open(config, &dir)?;
     let name = super::runtime()?.block_on(app.models().resolve(model))?;
     let verified = app.models().registry().verified_model(&name.parse()?)?;
-    Ok(Gguf::from_file(verified.weights.file, &name)?)
+    Ok(crate::models::weights(&verified.weights, &name)?)
 }
 
 fn tests(args: &Args) -> Vec<Test> {

@@ -97,10 +97,9 @@ impl Models {
         let verified = tokio::task::spawn_blocking(move || registry.verified_model(&reference));
         let verified = verified.await.map_err(|_| "the verification was cut off".to_owned())?;
         let verified = verified.map_err(|error| error.to_string())?;
-        let digests = vec![verified.digest, verified.weights.digest];
-        let gguf = Gguf::from_file(verified.weights.file, &name.to_string());
-        let sha256 = *verified.weights.digest.as_bytes();
-        gguf.map(|gguf| (gguf.verified_as(sha256), digests)).map_err(|error| error.to_string())
+        let digests = vec![verified.digest, verified.weights.digest()];
+        let gguf = super::weights(&verified.weights, &name.to_string());
+        gguf.map(|gguf| (gguf, digests)).map_err(|error| error.to_string())
     }
 
     async fn is_active(&self, name: &ModelName) -> bool {

@@ -44,6 +44,8 @@ fn load_within(
     options: &BackendOptions,
 ) -> Result<Box<dyn Backend>, LoadError> {
     options.check()?;
+    gguf.verify_all()
+        .map_err(|error| LoadError::Backend { backend: "candle", reason: error.to_string() })?;
     let source = Source::new(gguf, architecture, device(), dense_bytes_max);
     let pool = pool(options.threads)?;
     let loaded = pool.install(|| Decoder::load(source, architecture, options));

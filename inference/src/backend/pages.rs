@@ -41,8 +41,8 @@ pub(crate) fn file_bytes(
     scratch_bytes: u64,
 ) -> u64 {
     let longest = gguf.tensors().iter().map(|tensor| tensor.size_bytes).max().unwrap_or(0) as u64;
-    let table = gguf.tensor(&architecture.token_embedding);
-    let table = table.map_or(0, |tensor| tensor.info.size_bytes as u64);
+    let table = gguf.info(&architecture.token_embedding);
+    let table = table.map_or(0, |tensor| tensor.size_bytes as u64);
     let row = table / architecture.vocab_len.max(1) as u64 + AROUND_BYTES as u64;
     let rows = (ROWS_MAX + options.batch_tokens_max) as u64 * row;
     longest.saturating_sub(scratch_bytes).max(rows.min(table))

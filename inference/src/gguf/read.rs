@@ -125,7 +125,7 @@ pub(super) fn read(segment: Segment, name: &str) -> Result<Gguf, GgufError> {
     let segments = vec![segment];
     let inner =
         Inner { name, version, alignment, segments, values, value_index, tensors, tensor_index };
-    Ok(Gguf { inner: Arc::new(inner), sha256: None })
+    Ok(Gguf { inner: Arc::new(inner), sha256: None, parts: None })
 }
 
 fn read_version(cursor: &mut Cursor<'_>, name: &str) -> Result<u32, GgufError> {

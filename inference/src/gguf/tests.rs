@@ -221,3 +221,12 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_file_whose_header_does_not_hold_is_refused_before_anything_of_it_is_used() {
+    let mut file = tempfile::tempfile().unwrap();
+    let bytes = crate::model::sample::Sample::of("llama").bytes().unwrap();
+    std::io::Write::write_all(&mut file, &bytes).unwrap();
+    let refused = Gguf::in_parts(file, "m", [0; 32], Box::new(|_| Err("changed".to_owned())));
+    assert_eq!(refused.unwrap_err().to_string(), "verify the header of m: changed");
+}

@@ -96,14 +96,14 @@ impl Dimensions {
 fn embedding(fields: &Fields<'_>) -> Result<(usize, usize), ArchitectureError> {
     let len = fields.length("embedding_length")?;
     let name = "token_embd.weight";
-    let tensor = fields.gguf.tensor(name).ok_or_else(|| ArchitectureError::MissingTensor {
+    let info = fields.gguf.info(name).ok_or_else(|| ArchitectureError::MissingTensor {
         name: name.to_owned(),
         expected: vec![len],
     })?;
-    let [columns, rows] = tensor.info.shape[..] else {
+    let [columns, rows] = info.shape[..] else {
         return Err(ArchitectureError::Shape {
             name: name.to_owned(),
-            found: tensor.info.shape.clone(),
+            found: info.shape.clone(),
             expected: vec![len, 0],
         });
     };

@@ -25,11 +25,11 @@ impl<'a> Claims<'a> {
         name: &str,
         shape: &[usize],
     ) -> Result<Option<String>, ArchitectureError> {
-        let Some(tensor) = self.gguf.tensor(name) else { return Ok(None) };
-        if !same_shape(&tensor.info.shape, shape) {
+        let Some(info) = self.gguf.info(name) else { return Ok(None) };
+        if !same_shape(&info.shape, shape) {
             return Err(ArchitectureError::Shape {
                 name: name.to_owned(),
-                found: tensor.info.shape.clone(),
+                found: info.shape.clone(),
                 expected: shape.to_vec(),
             });
         }
@@ -111,7 +111,7 @@ impl<'a> Claims<'a> {
 
     /// The head: a tensor of its own, or the embedding again.
     pub(super) fn head(&mut self, dims: &Dimensions) -> Result<Linear, ArchitectureError> {
-        if self.gguf.tensor("output.weight").is_some() {
+        if self.gguf.info("output.weight").is_some() {
             return self.linear("output", dims.embedding_len, dims.vocab_len);
         }
         Ok(Linear {

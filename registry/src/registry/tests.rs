@@ -38,11 +38,12 @@ fn model() -> ModelRef {
 fn an_imported_file_loads_byte_for_byte() {
     let (_dir, registry) = registry();
     let digest = import(&registry, b"weights");
-    let mut model = registry.verified_model(&model()).unwrap();
+    let model = registry.verified_model(&model()).unwrap();
     assert_eq!(model.digest, digest);
     assert_eq!(model.manifest.architecture, "qwen3");
     let mut bytes = Vec::new();
-    model.weights.file.read_to_end(&mut bytes).unwrap();
+    model.weights.verify(&[0..7]).unwrap();
+    model.weights.file().unwrap().read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"weights");
 }
 
@@ -65,7 +66,7 @@ fn the_same_import_again_changes_nothing_and_another_is_the_next_release() {
 fn tampered_weights_are_not_loaded() {
     let (_dir, registry) = registry();
     import(&registry, b"weights");
-    let path = registry.verified_model(&model()).unwrap().weights.path;
+    let path = registry.verified_model(&model()).unwrap().weights.path().to_owned();
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, b"Weights").unwrap();
     let refused = registry.verified_model(&model());

@@ -90,7 +90,7 @@ impl Mix {
 
 /// The type of every tensor, in the file's order.
 pub(super) fn types(gguf: &Gguf, mix: Mix) -> Result<Vec<TensorType>, QuantizeError> {
-    let tied = gguf.tensor("output.weight").is_none();
+    let tied = gguf.info("output.weight").is_none();
     let layers =
         gguf.tensors().iter().filter_map(|info| layer(&info.name)).max().map_or(0, |last| last + 1);
     gguf.tensors()

@@ -66,9 +66,9 @@ pub(super) fn plan(gguf: &Gguf, architecture: &Architecture, cpu: bool) -> u64 {
     let dense = dense_bytes(architecture) <= DENSE_BYTES_MAX;
     let mut bytes = 0_u64;
     for linear in projections(architecture) {
-        let Some(tensor) = gguf.tensor(&linear.tensor) else { continue };
-        let form = form(tensor.info.ty, dense, cpu);
-        bytes = bytes.saturating_add(form_bytes(form, cpu, tensor.info.ty, linear));
+        let Some(info) = gguf.info(&linear.tensor) else { continue };
+        let form = form(info.ty, dense, cpu);
+        bytes = bytes.saturating_add(form_bytes(form, cpu, info.ty, linear));
     }
     let norms = architecture.layers.len() as u64 * 8 * architecture.embedding_len as u64 * 4;
     bytes.saturating_add(norms)
@@ -224,7 +224,7 @@ impl Source {
 
     fn vector(&mut self, name: &str, first: usize, len: usize) -> Result<Tensor, LoadError> {
         // A vector is read whole: its type may have blocks longer than a part of it.
-        let whole = self.gguf.tensor(name).map_or(len, |t| t.info.shape.iter().product());
+        let whole = self.gguf.info(name).map_or(len, |info| info.shape.iter().product());
         let values = read_rows(&self.gguf, name, whole, 0, 1)?;
         let part = values.get(first..first + len).unwrap_or_default().to_vec();
         self.held_bytes += len as u64 * 4;
@@ -285,8 +285,8 @@ impl Source {
 
     /// Rows that are dequantised at a time where a projection stays in the file.
     fn rows_at_once(&self, linear: &Linear) -> usize {
-        let tensor = self.gguf.tensor(&linear.tensor);
-        if tensor.is_some_and(|tensor| tensor.info.ty == TensorType::I2S) {
+        let info = self.gguf.info(&linear.tensor);
+        if info.is_some_and(|info| info.ty == TensorType::I2S) {
             return linear.outputs;
         }
         (STREAM_VALUES_MAX / linear.inputs).clamp(1, linear.outputs)

@@ -68,7 +68,11 @@ impl<'a> Stored<'a> {
         head.extend((bytes as u64).to_le_bytes());
         head.extend(isa.name().as_bytes());
         head.push(b' ');
-        head.extend(if seals_with_aes() { b"aes-256-gcm".as_slice() } else { b"chacha20-poly1305" });
+        head.extend(if seals_with_aes() {
+            b"aes-256-gcm".as_slice()
+        } else {
+            b"chacha20-poly1305"
+        });
         head.resize(SALT_AT, 0);
         Self { copies, model, path: copies.folder().join(name), head, bytes }
     }
@@ -116,7 +120,8 @@ impl<'a> Stored<'a> {
         let mut tags = vec![0; parts * TAG_BYTES];
         file.read_exact_at(&mut tags, (HEAD_BYTES + self.bytes) as u64)?;
         let mut weights = Buffer::zeroed(self.bytes)?;
-        let (mut jobs, mut rest, mut at) = (Vec::with_capacity(parts), &mut weights[..], HEAD_BYTES);
+        let (mut jobs, mut rest, mut at) =
+            (Vec::with_capacity(parts), &mut weights[..], HEAD_BYTES);
         for run in runs {
             let (matrix, after) = rest.split_at_mut(*run);
             for part in matrix.chunks_mut(PART_BYTES) {

@@ -1,4 +1,6 @@
 use std::fs;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use fulmar_kernels::formats::TensorType;
 
@@ -190,4 +192,59 @@ fn a_folder_that_cannot_be_written_costs_time_and_nothing_else() {
     let expected = kept.logits(&kept.gguf);
     fs::write(kept.folder.path().join("regrouped"), b"a file in the way").expect("written");
     assert_eq!(kept.logits(&kept.gguf.clone().verified_as([9; 32])), expected);
+}
+
+/// The kept model in a file whose verification notes what it was asked, and refuses from a byte on.
+fn in_parts(kept: &Kept, bad_from: u64) -> (Gguf, Arc<Mutex<Vec<Range<u64>>>>) {
+    let path = kept.folder.path().join("model.gguf");
+    fs::write(
+        &path,
+        Sample { weight_type: TensorType::Q8_0, ..Sample::of("qwen3") }.bytes().expect("a model"),
+    )
+    .expect("written");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&asked);
+    let verify = move |ranges: &[Range<u64>]| {
+        noted.lock().expect("notes").extend_from_slice(ranges);
+        match ranges.iter().find(|range| range.end > bad_from) {
+            Some(range) => Err(format!("bytes {range:?} are not those that were signed")),
+            None => Ok(()),
+        }
+    };
+    let file = fs::File::open(&path).expect("open");
+    let gguf = Gguf::in_parts(file, "model", [9; 32], Box::new(verify)).expect("a sound header");
+    (gguf, asked)
+}
+
+#[test]
+fn a_start_from_the_copy_verifies_header_and_embedding_alone_and_any_other_all_tensors() {
+    let kept = Kept::new();
+    let isa = Isa::available()[0];
+    let (first, asked) = in_parts(&kept, u64::MAX);
+    let expected = bits(&at_once(&mut native(&first, &kept.options, isa), &tokens(1)));
+    let tensors: usize = first.tensors().len();
+    assert!(asked.lock().expect("notes").len() > tensors, "header and every tensor");
+    let (second, asked) = in_parts(&kept, u64::MAX);
+    assert_eq!(bits(&at_once(&mut native(&second, &kept.options, isa), &tokens(1))), expected);
+    let embedding = second.info("token_embd.weight").expect("there");
+    let start = embedding.file_offset();
+    let header = second.tensors().iter().map(|t| t.file_offset()).min().expect("tensors");
+    let wanted = vec![0..header, start..start + embedding.size_bytes as u64];
+    assert_eq!(*asked.lock().expect("notes"), wanted);
+}
+
+#[test]
+fn tensors_whose_bytes_do_not_hold_reach_no_backend() {
+    let kept = Kept::new();
+    let (sound, _) = in_parts(&kept, u64::MAX);
+    let last = sound.tensors().iter().map(|t| t.file_offset()).max().expect("tensors");
+    let (gguf, _) = in_parts(&kept, last);
+    let name = &gguf.tensors().iter().find(|t| t.file_offset() == last).expect("it").name;
+    assert!(gguf.tensor(name).is_none());
+    let architecture = Architecture::from_gguf(&gguf).expect("read");
+    for load in [load, crate::backend::candle::load] {
+        let refused = load(&gguf, &architecture, &kept.options).err().expect("refused").to_string();
+        assert!(refused.contains("not those that were signed"), "{refused}");
+    }
+    assert!(kept.files().is_empty(), "no copy was made");
 }

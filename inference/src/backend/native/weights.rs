@@ -29,7 +29,7 @@ pub(super) struct Weights {
     pub(super) output_norm: Vec<f32>,
     pub(super) output: Matrix,
     pub(super) embeddings: Embeddings,
-    /// Bytes of all matrices.
+    /// Bytes of all matrices and vectors.
     pub(super) bytes: usize,
 }
 
@@ -121,7 +121,34 @@ pub(super) struct Source<'a> {
     isa: Isa,
     places: HashMap<Key<'a>, usize>,
     order: Vec<&'a Linear>,
+    /// Where the vectors lie behind the matrices in a stored copy.
+    vectors_at: usize,
+    vectors: HashMap<Key<'a>, Vec<f32>>,
     bytes: usize,
+}
+
+/// Every vector that a model's weights have: norms and biases.
+fn vectors_of(a: &Architecture) -> Vec<Key<'_>> {
+    let mut all: Vec<Key<'_>> = vec![(&a.output_norm, 0, a.embedding_len)];
+    for layer in &a.layers {
+        let heads = a.heads * a.head_dims;
+        let norms = [
+            (Some(&layer.attention_norm), a.embedding_len),
+            (layer.query_norm.as_ref(), a.head_dims),
+            (layer.key_norm.as_ref(), a.head_dims),
+            (layer.attention_sub_norm.as_ref(), heads),
+            (layer.post_attention_norm.as_ref(), a.embedding_len),
+            (Some(&layer.feed_forward_norm), a.embedding_len),
+            (layer.feed_forward_sub_norm.as_ref(), layer.gate.outputs),
+            (layer.post_feed_forward_norm.as_ref(), a.embedding_len),
+        ];
+        all.extend(norms.into_iter().filter_map(|(name, len)| Some((name?.as_str(), 0, len))));
+    }
+    all.extend(
+        linears(a)
+            .filter_map(|linear| Some((linear.bias.as_deref()?, linear.first_row, linear.outputs))),
+    );
+    all
 }
 
 /// Why a copy of the weights was not made.
@@ -146,8 +173,9 @@ impl<'a> Source<'a> {
         architecture: &'a Architecture,
         isa: Isa,
     ) -> Result<Self, LoadError> {
-        let (places, order) = (HashMap::new(), Vec::new());
-        let mut source = Self { gguf, architecture, isa, places, order, bytes: 0 };
+        let (places, order, vectors) = (HashMap::new(), Vec::new(), HashMap::new());
+        let mut source =
+            Self { gguf, architecture, isa, places, order, vectors_at: 0, vectors, bytes: 0 };
         for linear in linears(architecture) {
             if source.places.contains_key(&key(linear)) {
                 continue;
@@ -158,17 +186,20 @@ impl<'a> Source<'a> {
             source.order.push(linear);
             source.bytes += bytes.next_multiple_of(ALIGNMENT);
         }
+        source.vectors_at = source.bytes;
+        let values: usize = vectors_of(architecture).iter().map(|(_, _, len)| len).sum();
+        source.bytes += (values * 4).next_multiple_of(ALIGNMENT);
         Ok(source)
     }
 
-    /// Bytes of all matrices.
+    /// Bytes of all matrices and vectors.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Takes the regrouped weights from the copy in `folder`, or makes them (and the copy).
     pub(super) fn load(
-        self,
+        mut self,
         team: &Team,
         copies: Option<&WeightCopies>,
     ) -> Result<Weights, LoadError> {
@@ -176,28 +207,34 @@ impl<'a> Source<'a> {
         let stored = copies
             .zip(self.gguf.sha256())
             .map(|(copies, sha256)| Stored::new(copies, sha256, self.isa, self.bytes));
-        if let Some(stored) = stored {
-            let runs = self.runs();
-            let kept = match stored.open(team, &runs) {
-                Some(kept) => Some(kept),
-                None => match self.store(team, &stored, &runs) {
-                    // Read as the next start will: what was not written well is seen now.
-                    Ok(()) => stored.open(team, &runs),
-                    Err(StoreError::Load(error)) => return Err(error),
-                    // The copy saves time, nothing else.
-                    Err(StoreError::Io(error)) => {
-                        tracing::warn!(%error, "regrouped weights are not stored");
-                        None
+        let runs = self.runs();
+        if let Some(stored) = &stored
+            && let Some(kept) = stored.open(team, &runs)
+        {
+            return self.assemble_kept(kept);
+        }
+        // All of the file is read from here on.
+        self.gguf.verify_all().map_err(|e| refused(&e))?;
+        for (name, first, len) in vectors_of(self.architecture) {
+            let values = self.read_vector(name, first, len)?;
+            self.vectors.insert((name, first, len), values);
+        }
+        if let Some(stored) = &stored {
+            match self.store(team, stored, &runs) {
+                // Read as the next start will: what was not written well is seen now.
+                Ok(()) => {
+                    if let Some(kept) = stored.open(team, &runs) {
+                        return self.assemble_kept(kept);
                     }
-                },
-            };
-            if let Some(kept) = kept {
-                let weights = self.assemble(&Arc::new(kept))?;
-                self.gguf.release();
-                return Ok(weights);
+                }
+                Err(StoreError::Load(error)) => return Err(error),
+                // The copy saves time, nothing else.
+                Err(StoreError::Io(error)) => {
+                    tracing::warn!(%error, "regrouped weights are not stored");
+                }
             }
         }
-        let mut buffer = Buffer::zeroed(self.bytes).map_err(|e| refused(&e))?;
+        let mut buffer = Buffer::zeroed(self.vectors_at).map_err(|e| refused(&e))?;
         for linear in &self.order {
             let place = self.places[&key(linear)];
             self.regroup(linear, team, &mut buffer[place..])?;
@@ -206,20 +243,30 @@ impl<'a> Source<'a> {
         self.assemble(&Arc::new(buffer))
     }
 
-    /// Bytes from each matrix to the next.
+    /// The weights from a copy: of the file, embedding rows alone are used.
+    fn assemble_kept(mut self, kept: Buffer) -> Result<Weights, LoadError> {
+        let embedding = [self.architecture.token_embedding.as_str()];
+        self.gguf.verify(embedding).map_err(|e| refused(&e))?;
+        let mut values = kept[self.vectors_at..]
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap_or_default()));
+        for (name, first, len) in vectors_of(self.architecture) {
+            self.vectors.insert((name, first, len), values.by_ref().take(len).collect());
+        }
+        let weights = self.assemble(&Arc::new(kept))?;
+        self.gguf.release();
+        Ok(weights)
+    }
+
+    /// Bytes from each matrix to the next, and of the vectors.
     fn runs(&self) -> Vec<usize> {
         let ends = self.order.iter().skip(1).map(|linear| self.places[&key(linear)]);
         let mut start = 0;
-        let ends = ends.chain([self.bytes]);
+        let ends = ends.chain([self.vectors_at, self.bytes]);
         ends.map(|end| end - std::mem::replace(&mut start, end)).collect()
     }
 
-    fn store(
-        &self,
-        team: &Team,
-        stored: &Stored,
-        runs: &[usize],
-    ) -> Result<(), StoreError> {
+    fn store(&self, team: &Team, stored: &Stored, runs: &[usize]) -> Result<(), StoreError> {
         let mut copy = stored.create()?;
         let longest = runs.iter().copied().max().unwrap_or(0);
         let mut buffer = Buffer::zeroed(longest)?;
@@ -229,11 +276,18 @@ impl<'a> Source<'a> {
             copy.write(team, &mut buffer[..*run])?;
             self.gguf.release();
         }
+        let mut vectors = Vec::with_capacity(self.bytes - self.vectors_at);
+        for key in vectors_of(self.architecture) {
+            vectors.extend(self.vectors[&key].iter().flat_map(|value| value.to_le_bytes()));
+        }
+        vectors.resize(self.bytes - self.vectors_at, 0);
+        copy.write(team, &mut vectors)?;
         Ok(copy.finish()?)
     }
 
     fn shape(&self, linear: &Linear) -> Result<Shape, LoadError> {
-        let ty = tensor(self.gguf, &linear.tensor)?.info.ty;
+        let info = self.gguf.info(&linear.tensor);
+        let ty = info.ok_or_else(|| unfit(linear, &"it is not in the file"))?.ty;
         Ok(Shape { ty, rows: linear.outputs, columns: linear.inputs })
     }
 
@@ -304,6 +358,13 @@ impl<'a> Source<'a> {
 
     /// Values `first..first + len` of a small tensor.
     fn vector(&self, name: &str, first: usize, len: usize) -> Result<Vec<f32>, LoadError> {
+        match self.vectors.get(&(name, first, len)) {
+            Some(values) => Ok(values.clone()),
+            None => self.read_vector(name, first, len),
+        }
+    }
+
+    fn read_vector(&self, name: &str, first: usize, len: usize) -> Result<Vec<f32>, LoadError> {
         let tensor = tensor(self.gguf, name)?;
         let failed = |reason| LoadError::Tensor { name: name.to_owned(), reason };
         let mut values = vec![0.0; tensor.info.elements()];

@@ -59,7 +59,9 @@ fn a_copy_is_missing_until_it_was_made_and_then_reads_as_it_was_written() {
     let weights = place.stored().open(&place.team, &RUNS).expect("a copy");
     let (first, second) = weights.split_at(RUNS[0]);
     let expected = |len| (0..len).map(|i: usize| (i * 31 / 7) as u8);
-    assert!(first.iter().copied().eq(expected(RUNS[0])) && second.iter().copied().eq(expected(RUNS[1])));
+    assert!(
+        first.iter().copied().eq(expected(RUNS[0])) && second.iter().copied().eq(expected(RUNS[1]))
+    );
     let sealed = fs::read(&path).expect("the copy");
     assert_ne!(&sealed[HEAD_BYTES..][..4096], &first[..4096], "weights are not kept in the clear");
     assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
