@@ -216,6 +216,7 @@ fn hash(file: &File, chunk: &Chunk, buffer: &mut [u8]) -> std::io::Result<Digest
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::single_range_in_vec_init)] // One range is a list of ranges as well.
     use super::*;
     use crate::manifest::FileRole;
 

@@ -42,7 +42,7 @@ fn an_imported_file_loads_byte_for_byte() {
     assert_eq!(model.digest, digest);
     assert_eq!(model.manifest.architecture, "qwen3");
     let mut bytes = Vec::new();
-    model.weights.verify(&[0..7]).unwrap();
+    model.weights.verify(std::slice::from_ref(&(0..7))).unwrap();
     model.weights.file().unwrap().read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"weights");
 }
