@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use fulmar_inference::engine::{Engine, LoadRefused};
+use fulmar_inference::chat::Family;
+use fulmar_inference::engine::{Engine, LoadRefused, memory_need};
 use fulmar_inference::gguf::{Gguf, GgufError, TensorInfo};
 use fulmar_policy::RunningAnswers;
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
@@ -488,7 +489,7 @@ pub(crate) fn weights(file: &FileInParts, name: &str) -> Result<Gguf, GgufError>
     Gguf::in_parts(open, name, sha256, Box::new(verify))
 }
 
-/// What a GGUF file says about itself, for its manifest.
+/// What a GGUF file says about itself, and what the engine makes of it, for its manifest.
 ///
 /// # Errors
 /// What is wrong with the file.
@@ -506,11 +507,14 @@ pub(crate) fn facts(path: &Path) -> Result<ModelFacts, GgufError> {
         quantization: quantization(&gguf),
         context_tokens,
         license: text("general.license")?,
-        template: if gguf.value("tokenizer.chat_template").is_some() {
-            "in the weights".into()
-        } else {
-            String::new()
-        },
+        template: gguf
+            .str("tokenizer.chat_template")?
+            .map_or_else(String::new, |template| Family::of_template(template).as_str().to_owned()),
+        // A file of an architecture to come may be published all the same.
+        memory_bytes: memory_need(&gguf).unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "what the model needs is not known");
+            0
+        }),
         architecture,
         tensor_offsets: gguf.tensors().iter().map(TensorInfo::file_offset).collect(),
         ..ModelFacts::default()

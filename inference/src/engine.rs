@@ -39,7 +39,7 @@ use std::task::{Context, Poll};
 use tokio::sync::oneshot;
 
 pub use budget::Hold;
-pub use load::{LoadRefused, MustGo};
+pub use load::{LoadRefused, MustGo, memory_need};
 pub use options::{
     BackendChoice, DraftModel, EngineOptions, KeepAlive, LoadOptions, OptionsError, PrefixCache,
     Speculation,

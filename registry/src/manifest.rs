@@ -27,6 +27,8 @@ pub const CHUNKS_MAX: usize = 65_536;
 pub const TEXT_BYTES_MAX: usize = 4_096;
 /// Most golden prompts in a health contract.
 pub const HEALTH_PROMPTS_MAX: usize = 64;
+/// Most results of evaluations.
+pub const EVALUATIONS_MAX: usize = 64;
 
 /// Why a manifest was refused.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +187,51 @@ pub struct Evaluation {
     pub cases: u64,
 }
 
+impl Evaluation {
+    fn check(&self, index: usize) -> Result<(), ManifestError> {
+        let at = |name: &str| format!("evaluation[{index}].{name}");
+        check_text(&at("task"), &self.task)?;
+        check_text(&at("metric"), &self.metric)?;
+        match self.value.is_finite() {
+            true => Ok(()),
+            false => Err(field(at("value"), self.value, "a finite number")),
+        }
+    }
+}
+
+/// `TASK:METRIC=VALUE`, or `TASK:METRIC=VALUE:CASES`.
+impl std::fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}={}", self.task, self.metric, self.value)?;
+        match self.cases {
+            0 => Ok(()),
+            cases => write!(f, ":{cases}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Evaluation {
+    type Err = ManifestError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || field("evaluation", text, "TASK:METRIC=VALUE or TASK:METRIC=VALUE:CASES");
+        let (named, measured) = text.rsplit_once('=').ok_or_else(refused)?;
+        let (task, metric) = named.split_once(':').ok_or_else(refused)?;
+        if task.is_empty() || metric.is_empty() {
+            return Err(refused());
+        }
+        let (value, cases) = measured.split_once(':').unwrap_or((measured, "0"));
+        let evaluation = Self {
+            task: task.to_owned(),
+            metric: metric.to_owned(),
+            value: value.parse().map_err(|_| refused())?,
+            cases: cases.parse().map_err(|_| refused())?,
+        };
+        evaluation.check(0)?;
+        Ok(evaluation)
+    }
+}
+
 /// A prompt with the text that a healthy model gives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -244,6 +291,7 @@ pub struct Manifest {
     #[serde(default)]
     pub evaluation: Vec<Evaluation>,
     /// Memory that the model needs with its whole context, in bytes; 0 where not known.
+    /// What the engine plans for it alone on a processor: weights, one cache, buffers.
     #[serde(default)]
     pub memory_bytes: u64,
     /// What it must show before it is made active.
@@ -339,6 +387,12 @@ impl Manifest {
             ("template", &self.template),
         ] {
             check_text(name, text)?;
+        }
+        if self.evaluation.len() > EVALUATIONS_MAX {
+            return Err(field("evaluation", self.evaluation.len(), "at most 64 results"));
+        }
+        for (index, evaluation) in self.evaluation.iter().enumerate() {
+            evaluation.check(index)?;
         }
         if self.health.prompts.len() > HEALTH_PROMPTS_MAX {
             return Err(field(

@@ -30,7 +30,9 @@ fn get(fleet: &Fleet, url: &str, path: &str) -> (u16, Value) {
 fn the_registrys_models_are_found_offline_on_the_command_line_and_over_http() {
     let fleet = Fleet::made();
     let control = fleet.start_control();
-    release(&fleet, "acme/pumps:1", &["--license", "MIT", "--source", "plant A"]);
+    let measured = ["--evaluation", "held-out commands:exact_match=0.951:1000"];
+    let more = [&["--license", "MIT", "--source", "plant A"][..], &measured].concat();
+    release(&fleet, "acme/pumps:1", &more);
     let agent = fleet.start_agent();
     fleet.until_status("both models are active", |status| {
         let active = |m: &&Value| m["slot"] == "active";
@@ -52,6 +54,15 @@ fn the_registrys_models_are_found_offline_on_the_command_line_and_over_http() {
     let pumps = &all["models"][0];
     assert_eq!((&pumps["here"], &pumps["wanted"]), (&json!("active"), &json!(true)));
     assert_eq!(pumps["facts"]["quantization"], "Q8_0");
+    let result = json!({
+        "task": "held-out commands", "metric": "exact_match", "value": 0.951, "cases": 1000,
+    });
+    assert_eq!(pumps["facts"]["evaluation"], json!([result]));
+    // More than its file, for there is a cache; less than ten times that, for it is a small one.
+    let need = pumps["facts"]["memory_bytes"].as_u64().unwrap();
+    let size = pumps["facts"]["size_bytes"].as_u64().unwrap();
+    assert!((size..10 * size + (64 << 20)).contains(&need), "{need} bytes for {size}");
+    let (enough, short) = (need.to_string(), (need - 1).to_string());
     for (more, found) in [
         (&["PUMPS"][..], &["acme/pumps:1"][..]),
         (&["plant a"], &["acme/pumps:1"]),
@@ -59,12 +70,21 @@ fn the_registrys_models_are_found_offline_on_the_command_line_and_over_http() {
         (&["--size-class", "small"], &[]),
         (&["--architecture", "gemma3"], &[]),
         (&["--context-tokens-min", "1000000"], &[]),
-        (&["--memory-bytes-max", "1"], &[]),
+        (&["held-out"], &["acme/pumps:1"]),
+        (&["--memory-bytes-max", enough.as_str()], &["acme/pumps:1", fleet.model()]),
+        (&["--memory-bytes-max", short.as_str()], &[]),
     ] {
         assert_eq!(names(&search(more)), found, "{more:?}");
     }
     let table = fulmar_ok(&["search", "pumps", "--dir", text(&dir)]);
     assert!(table.contains("active") && table.contains("as signed"), "{table}");
+    let shown = fulmar_ok(&["show", "acme/pumps:1", "--dir", text(&dir)]);
+    for words in ["with its whole context", "exact_match=0.951:1000", "plant A"] {
+        assert!(shown.contains(words), "{shown}");
+    }
+    let list = ["list", "--json", "--dir", text(&dir), "--memory-bytes-max"];
+    let listed = |bytes: &str| json_of(&[&list[..], &[bytes]].concat()).as_array().unwrap().len();
+    assert_eq!((listed(&enough), listed(&short)), (2, 0));
 
     let url = agent.ready["api_urls"][0].as_str().unwrap();
     let (status, found) = get(&fleet, url, "/fulmar/v1/search?text=pumps&size_class=nano");

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
 use fulmar_policy::{Action, Principal};
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
+use fulmar_registry::manifest::Evaluation;
 use fulmar_registry::{ModelRef, Standing};
 use serde_json::json;
 
@@ -143,6 +144,9 @@ pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
         ("quantization", model.quantization),
         ("context", format!("{} tokens", model.context_tokens)),
         ("size", output::size(model.size_bytes)),
+        ("memory", memory(model.memory_bytes)),
+        ("template", or_dash(model.template)),
+        ("evaluation", measured(&model.evaluation)),
         ("license", model.license),
         ("source", source),
         ("installed", output::time(model.installed_at_s)),
@@ -152,6 +156,22 @@ pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     }
     println!("{table}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a model needs; the size of its files says less.
+fn memory(bytes: u64) -> String {
+    match bytes {
+        0 => "-".to_owned(),
+        bytes => format!("{} with its whole context", output::size(bytes)),
+    }
+}
+
+fn measured(evaluation: &[Evaluation]) -> String {
+    or_dash(evaluation.iter().map(Evaluation::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
 }
 
 /// Arguments of `fulmar rm`.

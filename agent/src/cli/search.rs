@@ -64,7 +64,8 @@ fn tell(results: &Results, filtered: bool, now_s: i64) {
         }
     } else {
         let mut table = output::table(&[
-            "name", "digest", "here", "arch", "params", "quant", "context", "size", "license",
+            "name", "digest", "here", "arch", "params", "quant", "context", "size", "memory",
+            "license",
         ]);
         for model in &results.models {
             table.add_row(row(model));
@@ -109,6 +110,10 @@ fn row(model: &Found) -> Vec<String> {
         known(&|f| f.quantization.clone()),
         known(&|f| f.context_tokens.to_string()),
         known(&|f| output::size(f.size_bytes)),
+        known(&|f| match f.memory_bytes {
+            0 => "?".to_owned(),
+            bytes => output::size(bytes),
+        }),
         known(&|f| if f.license.is_empty() { "-".to_owned() } else { f.license.clone() }),
     ]
 }

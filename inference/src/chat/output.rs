@@ -37,6 +37,17 @@ impl Family {
         }
     }
 
+    /// Its name: `hermes`, `llama3`, `phi4`, `gemma` or `plain`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Hermes => "hermes",
+            Self::Llama3 => "llama3",
+            Self::Phi4 => "phi4",
+            Self::Gemma => "gemma",
+        }
+    }
+
     /// Marks around a call, anywhere in the answer.
     fn marks(self) -> &'static [(&'static str, &'static str)] {
         match self {

@@ -13,7 +13,9 @@ use super::choose::Chosen;
 use super::front::Front;
 use super::guess::{Draft, GUESSES_MAX};
 use super::loaded::{Loaded, Parts, Stay};
-use super::options::{KeepAlive, LoadOptions, PrefixCache, Speculation};
+use super::options::{
+    BackendChoice, EngineOptions, KeepAlive, LoadOptions, PrefixCache, Speculation,
+};
 use super::runner::Order;
 use super::status::ModelInfo;
 use super::{Hold, Shared};
@@ -143,6 +145,11 @@ fn go(models: &[MustGo]) -> String {
 /// 530 to 580 were measured at the peak with vocabularies of 150 and 200 thousand tokens.
 const TABLE_BYTES_PER_TOKEN: u64 = 672;
 
+/// Threads whose buffers [`memory_need`] counts.
+const NEED_THREADS: usize = 4;
+/// Longest context whose cache is computed.
+const NEED_CONTEXT_TOKENS_MAX: usize = 1 << 22;
+
 /// Everything known of a model before it is loaded.
 struct Planned {
     architecture: Architecture,
@@ -174,14 +181,14 @@ pub(super) fn load(
     if shared.fronts.get(name).is_some() {
         return Err(LoadRefused::AlreadyLoaded { name: name.to_owned() });
     }
-    let mut planned = plan(shared, gguf, options)?;
+    let mut planned = plan(&shared.options, gguf, options)?;
     let (blocks, reserved) = reserve(shared, name, planned.wish)?;
     planned.backend.kv_blocks = blocks;
     // Fewer blocks than a full context: the context is what they hold.
     let context_tokens = planned.backend.context_tokens_max.min(blocks * BLOCK_TOKENS);
     let backend = planned.chosen.load(gguf, &planned.architecture, &planned.backend)?;
     let draft = load_draft(&planned, options)?;
-    let memory = planned.memory(shared, gguf, blocks)?;
+    let memory = planned.memory(&shared.options, gguf, blocks)?;
     let template = ChatTemplate::from_gguf(gguf, &planned.tokenizer).map_err(|e| e.to_string());
     let front = Arc::new(Front::new(
         name.to_owned(),
@@ -233,8 +240,35 @@ pub(super) fn stay(model: KeepAlive, engine: Option<Duration>) -> Stay {
     }
 }
 
-fn plan(shared: &Shared, gguf: &Gguf, options: &LoadOptions) -> Result<Planned, LoadRefused> {
-    let engine = &shared.options;
+/// Bytes of the byte budget that a model takes on a processor when it is alone: weights, the cache
+/// of one sequence that fills the whole context, buffers, tokenizer. The same on every machine of a
+/// kind: the engine's defaults are taken, and not what this machine has.
+///
+/// # Errors
+/// [`LoadRefused`] where the engine cannot run the model, or its context is absurdly long.
+pub fn memory_need(gguf: &Gguf) -> Result<u64, LoadRefused> {
+    let context_tokens = Architecture::from_gguf(gguf)?.context_tokens.max(BLOCK_TOKENS);
+    if context_tokens > NEED_CONTEXT_TOKENS_MAX {
+        let (field, found) = ("context_length", context_tokens as u64);
+        return Err(LoadRefused::Option { field, found, expected: "at most 4194304" });
+    }
+    let engine = |backend| EngineOptions {
+        threads: NEED_THREADS,
+        backend,
+        context_tokens_max: context_tokens,
+        kv_tokens_max: context_tokens,
+        ..EngineOptions::default()
+    };
+    let planned = |backend| plan(&engine(backend), gguf, &LoadOptions::default());
+    let wish = planned(BackendChoice::Native).or_else(|_| planned(BackendChoice::Candle))?.wish;
+    Ok(wish.fixed_bytes.saturating_add(wish.block_bytes.saturating_mul(wish.blocks_min as u64)))
+}
+
+fn plan(
+    engine: &EngineOptions,
+    gguf: &Gguf,
+    options: &LoadOptions,
+) -> Result<Planned, LoadRefused> {
     let architecture = Architecture::from_gguf(gguf)?;
     let tokenizer = Arc::new(Tokenizer::from_gguf(gguf)?);
     let (tokens, outputs) = (tokenizer.vocab_len(), architecture.vocab_len);
@@ -257,16 +291,16 @@ fn plan(shared: &Shared, gguf: &Gguf, options: &LoadOptions) -> Result<Planned, 
     let wish = Wish { fixed_bytes: 0, block_bytes: 0, blocks_min: 0, blocks_wanted: 0 };
     let draft = match (&options.draft, engine.speculation) {
         (Some(draft), Speculation::Auto) => {
-            Some(plan_draft(shared, &draft.gguf, &tokenizer, &backend)?)
+            Some(plan_draft(engine.backend, &draft.gguf, &tokenizer, &backend)?)
         }
         _ => None,
     };
     let mut planned =
         Planned { architecture, chosen, tokenizer, backend, wish, tokenizer_bytes, draft };
     let blocks_wanted = planned.backend.kv_blocks;
-    let most = planned.memory(shared, gguf, blocks_wanted)?;
+    let most = planned.memory(engine, gguf, blocks_wanted)?;
     let block_bytes =
-        planned.memory(shared, gguf, 2)?.kv_bytes - planned.memory(shared, gguf, 1)?.kv_bytes;
+        planned.memory(engine, gguf, 2)?.kv_bytes - planned.memory(engine, gguf, 1)?.kv_bytes;
     planned.wish = Wish {
         fixed_bytes: most.weights_bytes
             + most.scratch_bytes
@@ -284,13 +318,13 @@ impl Planned {
     /// step of the model: rows of logits or of hidden states, and the sampler's candidates.
     fn memory(
         &self,
-        shared: &Shared,
+        engine: &EngineOptions,
         gguf: &Gguf,
         kv_blocks: usize,
     ) -> Result<MemoryUse, LoadRefused> {
         let options = BackendOptions { kv_blocks, ..self.backend.clone() };
         let mut memory = self.chosen.plan(gguf, &self.architecture, &options)?;
-        let logits = (shared.options.sequences_max + GUESSES_MAX) * self.architecture.vocab_len;
+        let logits = (engine.sequences_max + GUESSES_MAX) * self.architecture.vocab_len;
         let hidden = options.batch_tokens_max * self.architecture.embedding_len;
         let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
         memory.scratch_bytes += rows + Scratch::bytes(self.architecture.vocab_len);
@@ -309,7 +343,7 @@ impl Planned {
 const DRAFT_CONTEXTS: usize = 2;
 
 fn plan_draft(
-    shared: &Shared,
+    choice: BackendChoice,
     gguf: &Gguf,
     tokenizer: &Tokenizer,
     target: &BackendOptions,
@@ -331,7 +365,7 @@ fn plan_draft(
         kv_blocks: blocks_for(context) * DRAFT_CONTEXTS,
         ..target.clone()
     };
-    let chosen = Chosen::new(shared.options.backend, gguf, &architecture, &backend)?;
+    let chosen = Chosen::new(choice, gguf, &architecture, &backend)?;
     let memory = chosen.plan(gguf, &architecture, &backend)?;
     Ok(PlannedDraft { architecture, chosen, backend, memory })
 }

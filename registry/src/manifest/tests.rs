@@ -115,3 +115,23 @@ proptest::proptest! {
         proptest::prop_assert_eq!(a, b);
     }
 }
+
+#[test]
+fn a_result_of_an_evaluation_is_written_in_a_line_and_read_back() {
+    let read = |text: &str| text.parse::<Evaluation>();
+    for text in ["held-out commands:exact_match=0.951:1000", "mmlu:accuracy=61.5", "a:b=-1e-7"] {
+        let evaluation = read(text).unwrap();
+        assert_eq!(read(&evaluation.to_string()).unwrap(), evaluation, "{text}");
+    }
+    let named = read("tables:exact=0.9:12").unwrap();
+    assert_eq!((named.task.as_str(), named.value, named.cases), ("tables", 0.9, 12));
+    for text in ["", "a=1", ":b=1", "a:=1", "a:b=", "a:b=x", "a:b=1:x", "a:b=inf", "a:b=NaN"] {
+        assert!(read(text).is_err(), "{text}");
+    }
+    let mut manifest = manifest();
+    manifest.evaluation = vec![named; EVALUATIONS_MAX + 1];
+    assert_eq!(refused_field(&manifest), "evaluation");
+    manifest.evaluation.truncate(1);
+    manifest.evaluation[0].metric = "\u{1b}[2J".to_owned();
+    assert_eq!(refused_field(&manifest), "evaluation[0].metric");
+}

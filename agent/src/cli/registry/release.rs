@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use fulmar_registry::blobs::Blobs;
 use fulmar_registry::facts::model_custom;
 use fulmar_registry::import;
+use fulmar_registry::manifest::Evaluation;
 use fulmar_registry::trust::repository::Repository;
 use fulmar_registry::{Manifest, ModelName};
 
@@ -36,6 +37,12 @@ pub(super) struct PublishArgs {
     /// devices that have both.
     #[arg(long, value_name = "NAME")]
     draft: Option<ModelName>,
+    /// What was measured, as TASK:METRIC=VALUE or TASK:METRIC=VALUE:CASES; may be given several times.
+    #[arg(long, value_name = "RESULT")]
+    evaluation: Vec<Evaluation>,
+    /// A file of results: JSON, the list that a manifest has as `evaluation`.
+    #[arg(long, value_name = "FILE")]
+    evaluations: Option<PathBuf>,
     /// The role that names it; the one that the name is delegated to if not given.
     #[arg(long)]
     role: Option<String>,
@@ -54,6 +61,11 @@ pub(super) fn publish(args: &PublishArgs) -> anyhow::Result<()> {
     let is_manifest = args.model.extension().is_some_and(|ending| ending == "json");
     let manifest = match is_manifest {
         true => {
+            anyhow::ensure!(
+                args.evaluation.is_empty() && args.evaluations.is_none(),
+                "publish {}: a manifest says itself what was measured",
+                args.model.display()
+            );
             let bytes = std::fs::read(&args.model)
                 .with_context(|| format!("read {}", args.model.display()))?;
             Manifest::parse(&bytes).with_context(|| format!("read {}", args.model.display()))?
@@ -97,6 +109,7 @@ fn of_gguf(repository: &Repository, args: &PublishArgs) -> anyhow::Result<Manife
         facts.source.clone_from(source);
     }
     facts.draft.clone_from(&args.draft);
+    facts.evaluation = evaluation(args)?;
     let release = match args.release {
         Some(release) => release,
         None => last_release(repository, name)? + 1,
@@ -106,6 +119,18 @@ fn of_gguf(repository: &Repository, args: &PublishArgs) -> anyhow::Result<Manife
     let mut reader = File::open(path).with_context(|| format!("open {}", path.display()))?;
     blobs.put_file(&file, &mut reader)?;
     Ok(import::manifest(name, release, vec![file], &facts))
+}
+
+/// What was measured: by file, then by argument.
+fn evaluation(args: &PublishArgs) -> anyhow::Result<Vec<Evaluation>> {
+    let mut results: Vec<Evaluation> = Vec::new();
+    if let Some(path) = &args.evaluations {
+        let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        results = serde_json::from_slice(&bytes)
+            .with_context(|| format!("read the results in {}", path.display()))?;
+    }
+    results.extend(args.evaluation.iter().cloned());
+    Ok(results)
 }
 
 /// The published release counter of a model; 0 where there is none.

@@ -196,6 +196,37 @@ async fn what_does_not_fit_the_budget_is_refused_with_the_numbers() {
     }
 }
 
+#[tokio::test]
+async fn a_model_fits_the_memory_that_it_is_said_to_need_and_not_less() {
+    for family in ["llama", "gemma3"] {
+        let gguf = Sample::of(family).gguf().expect("a sample");
+        let need = memory_need(&gguf).expect("it can be planned");
+        let queue_bytes = status_of_nothing().memory.queue_bytes;
+        let load = |budget_bytes| {
+            let options = EngineOptions { budget_bytes, ..of_the_whole_context() };
+            Engine::start(options).expect("an engine")
+        };
+        let enough = load(queue_bytes + need);
+        enough.load("m", gguf.clone()).await.expect("it fits");
+        let refused = load(queue_bytes + need - 1).load("m", gguf).await.expect_err("too little");
+        assert!(matches!(refused, LoadRefused::OverBudget { .. }), "{refused}");
+    }
+}
+
+/// What [`memory_need`] counts with, and every model's whole context.
+fn of_the_whole_context() -> EngineOptions {
+    EngineOptions {
+        threads: 4,
+        context_tokens_max: 1 << 20,
+        kv_tokens_max: 0,
+        ..EngineOptions::default()
+    }
+}
+
+fn status_of_nothing() -> EngineStatus {
+    Engine::start(of_the_whole_context()).expect("an engine").status()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_model_goes_when_its_time_is_over() {
     let engine = Engine::start(options()).expect("an engine");
