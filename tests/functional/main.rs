@@ -4,6 +4,7 @@
 
 mod by_file;
 mod governor;
+mod room;
 mod search;
 mod surface;
 

@@ -1,15 +1,18 @@
 //! `fulmar gc`: frees what no model needs, and says before what that is.
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
 use fulmar_policy::{Action, Principal};
 use fulmar_registry::gc::{self, Garbage, Keep};
 use fulmar_registry::{Digest, Options, Registry};
 use fulmar_sync::Identity;
-use serde_json::json;
+use hyper::Method;
+use serde_json::{Value, json};
 
 use super::{Place, output};
 use crate::state::{self, State};
@@ -31,7 +34,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let state = State::open(&dir)?;
     let limits = Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
-    let keep = keep(&state, &registry)?;
+    let keep = keep(&state, &registry, running(place)?)?;
     let garbage = if args.dry_run {
         let blobs = registry.blobs();
         state.store().read_blocking(|connection| gc::plan(connection, blobs, &keep))?
@@ -42,10 +45,31 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the fleet wants of this device is spared, also while it is on its way.
-fn keep(state: &Arc<State>, registry: &Registry) -> anyhow::Result<Keep> {
+/// What the running agent's engine holds: releases and their files. An agent that is there and does
+/// not say so has the collection refused; what it runs must not go.
+fn running(place: &Place) -> anyhow::Result<BTreeSet<Digest>> {
+    let socket = place.socket()?;
+    if UnixStream::connect(&socket).is_err() {
+        return Ok(BTreeSet::new());
+    }
+    let asked = crate::client::call(&socket, Method::GET, "/fulmar/v1/ps");
+    let ps = super::runtime()?.block_on(asked).context("ask the agent which models run")?;
+    let models = ps["models"].as_array().context("ask the agent which models run")?;
+    let digests = models.iter().flat_map(|model| model["digests"].as_array().into_iter().flatten());
+    let digest = |text: &Value| -> anyhow::Result<Digest> {
+        Ok(text.as_str().context("ask the agent which models run")?.parse()?)
+    };
+    digests.map(digest).collect()
+}
+
+/// What runs is spared, and what the fleet wants of this device, also while it is on its way.
+fn keep(
+    state: &Arc<State>,
+    registry: &Registry,
+    running: BTreeSet<Digest>,
+) -> anyhow::Result<Keep> {
     let Some(identity) = Identity::load(&state.identity_path())? else {
-        return Ok(Keep::default());
+        return Ok(Keep { blobs: running.clone(), models: running });
     };
     let now_s = state.clock().now_s();
     let desired = state
@@ -54,7 +78,7 @@ fn keep(state: &Arc<State>, registry: &Registry) -> anyhow::Result<Keep> {
             fulmar_sync::desired(connection, &identity.device_id, now_s).map_err(anyhow::Error::new)
         })?
         .unwrap_or_default();
-    Ok(fulmar_sync::wanted(registry.blobs(), &desired, BTreeSet::new()))
+    Ok(fulmar_sync::wanted(registry.blobs(), &desired, running))
 }
 
 fn collect(state: &Arc<State>, registry: &Registry, keep: Keep) -> anyhow::Result<Garbage> {

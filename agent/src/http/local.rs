@@ -48,9 +48,12 @@ pub(crate) async fn ps(
     let mut status = serde_json::to_value(app.engine().status())
         .map_err(|error| ApiError::internal("write the engine's status", &error))?;
     let mut refused = app.models().drafts_refused();
+    let in_engine = app.models().in_engine();
     for model in status["models"].as_array_mut().into_iter().flatten() {
         let reason = model["name"].as_str().and_then(|name| refused.remove(name));
         model["draft_refused"] = reason.into();
+        let same = in_engine.iter().find(|loaded| model["name"] == loaded.engine_name.as_str());
+        model["digests"] = json!(same.map(|loaded| &loaded.digests));
     }
     status["sensors"] = json!(app.board().sensors());
     Ok(Json(status))
