@@ -204,7 +204,7 @@ fn dispatch(place: &Place, command: Command) -> anyhow::Result<ExitCode> {
         Command::JoinToken(args) => publish::join_token(&args),
         Command::Group(args) => group::run(&args),
         Command::Bench(args) => bench::run(place, args),
-        Command::Debug(args) => debug::run(args),
+        Command::Debug(args) => debug::run(place, args),
     }
 }
 

@@ -12,6 +12,7 @@ use fulmar_registry::{ModelName, Registry};
 use serde_json::json;
 
 use crate::app::App;
+use crate::config::Config;
 use crate::folder::{self, ModelFile};
 use crate::signing::{self, Rules, Signing};
 use crate::state::State;
@@ -43,6 +44,21 @@ pub(crate) async fn serve_file(app: &Arc<App>, file: &Path) -> anyhow::Result<St
     let signing = signing::check_imported(file, &imported, &rules, app.state().clock().now_s())?;
     install_active(app.state(), app.models().registry(), &permit, imported, &signing).await?;
     Ok(name)
+}
+
+/// Refuses to run a file that nobody signed where the state directory is that of a fleet's device, as
+/// [`serve_file`] does. A machine without a device is its user's own.
+///
+/// # Errors
+/// That the device is enrolled, or that it cannot be told.
+pub(crate) fn check_unsigned(config: &Config, dir: &Path) -> anyhow::Result<()> {
+    if !State::is_there(dir) {
+        return Ok(());
+    }
+    let state = State::open(dir)?;
+    let limits = fulmar_registry::Options { blob_bytes_max: config.registry.blobs_bytes_max };
+    let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
+    Ok(registry.check_local_import()?)
 }
 
 /// Installs and activates what the local owner signed, with its audit entry.

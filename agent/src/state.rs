@@ -26,6 +26,8 @@ use fulmar_sync::SignedClock;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rusqlite::Transaction;
 
+const DATABASE: &str = "state.db";
+
 /// The key that binds the engine's copies of weights to this device.
 struct WeightsKey([u8; WeightCopies::KEY_BYTES]);
 
@@ -65,7 +67,7 @@ impl State {
         let mut schemas = vec![&audit::SCHEMA, &fulmar_policy::token::SCHEMA];
         schemas.extend(fulmar_registry::SCHEMAS);
         schemas.push(&fulmar_sync::state::SCHEMA);
-        let store = Store::open(&dir.join("state.db"), &schemas)?;
+        let store = Store::open(&dir.join(DATABASE), &schemas)?;
         let audit_key = key(dir, "audit.key", AuditKey::from_pkcs8, || {
             Ok(AuditKey::generate()?.to_pkcs8().to_vec())
         })?;
@@ -89,6 +91,12 @@ impl State {
             clock,
             started,
         }))
+    }
+
+    /// Whether there is a device in a directory already.
+    pub(crate) fn is_there(dir: &Path) -> bool {
+        // What cannot be looked at may be one.
+        dir.join(DATABASE).try_exists().unwrap_or(true)
     }
 
     /// The directory.

@@ -197,6 +197,15 @@ fn what_the_owners_policy_says_of_installing_rules_pull_on_an_enrolled_device() 
     let dir = fleet.device_dir();
     let pull = || fulmar(&["pull", text(&demo), "--dir", text(&dir)]);
     assert!(pull().stderr.contains("this device is enrolled"), "the built-in policy allows it");
+    // Nor does anything else compute with a file that the owner did not sign.
+    let bench = ["bench", text(&demo), "-p", "4", "-n", "0", "-r", "1", "--dir", text(&dir)];
+    let check = ["debug", "check", text(&demo), "--dir", text(&dir)];
+    let run = ["run", text(&demo), "hello", "--dir", text(&dir)];
+    for command in [&bench[..], &check, &run] {
+        let refused = fulmar(command);
+        assert_eq!(refused.code, 1, "{command:?}");
+        assert!(refused.stderr.contains("this device is enrolled"), "{}", refused.stderr);
+    }
     let (registry, key) =
         (fleet.owner_dir().join("registry"), fleet.owner_dir().join("registry.key"));
     let policy = json!({ "schema": 1, "roles": { "admin": { "actions": ["model.run"] } } });

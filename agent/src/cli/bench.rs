@@ -11,7 +11,7 @@ use fulmar_optimize::bench::{BenchOptions, Test, bench};
 
 use super::Place;
 use crate::folder::ModelFile;
-use crate::serve;
+use crate::{import, serve};
 
 /// Arguments of `fulmar bench`; the short ones are llama-bench's. Lists give one test per
 /// combination.
@@ -112,6 +112,8 @@ pub(crate) fn run(place: &Place, args: Args) -> anyhow::Result<ExitCode> {
 /// The model; one of this device is verified before it is read, as before every run.
 fn open(place: &Place, model: &str) -> anyhow::Result<Gguf> {
     if super::run::is_path(model) {
+        let (config, dir) = place.load()?;
+        import::check_unsigned(&config, &dir)?;
         // The map keeps a converted file's content when its name goes.
         let file = ModelFile::of(Path::new(model), &std::env::temp_dir())?;
         return Ok(Gguf::open(file.path())?);

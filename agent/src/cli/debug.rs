@@ -1,7 +1,8 @@
 //! `fulmar debug`: looks inside models, tokenizers and templates.
 //!
 //! Everything here runs below the engine: no queue, no permit, no audit entry. It is for comparing
-//! this program with others and for finding out what a file is, on a machine one owns.
+//! this program with others and for finding out what a file is, on a machine one owns: a device of a
+//! fleet refuses what would compute with a file that its owner did not sign.
 
 mod check;
 mod generate;
@@ -16,6 +17,9 @@ mod sample;
 mod tokens;
 
 use std::process::ExitCode;
+
+use super::Place;
+use crate::import;
 
 /// Arguments of `fulmar debug`.
 #[derive(Debug, clap::Args)]
@@ -45,8 +49,19 @@ enum Command {
     Sample(sample::Args),
 }
 
+impl Command {
+    /// Whether it runs a model, and does not only read one.
+    fn computes(&self) -> bool {
+        matches!(self, Self::Logits(_) | Self::Greedy(_) | Self::Generate(_) | Self::Check(_))
+    }
+}
+
 /// Runs the command.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(place: &Place, args: Args) -> anyhow::Result<ExitCode> {
+    if args.command.computes() {
+        let (config, dir) = place.load()?;
+        import::check_unsigned(&config, &dir)?;
+    }
     match args.command {
         Command::Logits(args) => logits::run(args),
         Command::Greedy(args) => greedy::run(args),
