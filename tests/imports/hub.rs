@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use fulmar_tests::{python, root};
+use fulmar_tests::{python, root, until};
 
 use crate::servers::Servers;
 
@@ -138,4 +138,52 @@ fn what_a_search_of_the_hub_prints_is_what_a_pull_takes() {
     assert!(refused(&[], &[("HF_HUB_OFFLINE", "1")]).contains("switched off"));
     assert!(refused(&[], &[("HF_TOKEN", "wrong")]).contains("HF_TOKEN"));
     assert!(refused(&["--memory-bytes-max", "1"], &[]).contains("does not say"));
+}
+
+#[test]
+fn a_pull_that_is_killed_goes_on_where_it_was() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = |path: &std::path::PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let slowly = ["pull", "hf.co/acme/tiny:Q8_0", "--bytes-per-s-max", "1000000"];
+    let mut pull = servers.command(dir.path(), &slowly, &[]).spawn().unwrap();
+    until("a part of it has come", || {
+        let begun = dir.path().join("registry/incoming").is_dir();
+        let partial = if begun { Servers::blobs(dir.path()).1 } else { Vec::new() };
+        partial.iter().any(|path| bytes(path) > 500_000).then_some(())
+    });
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    let (whole, partial) = Servers::blobs(dir.path());
+    assert!(whole.is_empty() && partial.len() == 1, "{whole:?} {partial:?}");
+    let kept = bytes(&partial[0]);
+    assert!(kept < servers.size(), "it was killed on the way");
+    let pulled = servers.json(dir.path(), &["pull", "hf.co/acme/tiny:Q8_0", "--json"], &[]);
+    assert_eq!(pulled["bytes"], servers.size());
+    let seen = servers.seen();
+    let ranges: Vec<&serde_json::Value> =
+        seen["asked"].as_array().unwrap().iter().map(|asked| &asked[1]).collect();
+    assert_eq!(ranges, [&serde_json::Value::Null, &format!("bytes={kept}-").into()]);
+    let answer = servers.fulmar(dir.path(), &["run", "acme/tiny:Q8_0", "turn on the fan"], &[]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+}
+
+#[test]
+fn on_a_metered_link_a_pull_says_what_it_would_cost_and_waits_for_a_yes() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let metered = |limit| {
+        [("FULMAR__SYNC__LINK_COST", "metered"), ("FULMAR__SYNC__METERED_BYTES_MAX", limit)]
+    };
+    let refused = servers.refused(dir.path(), &["pull", "hf.co/acme/tiny"], &metered("1000000"));
+    let size = servers.size().to_string();
+    for part in [size.as_str(), "sync.link_cost", "at most 1000000", "--metered"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    assert_eq!(servers.seen()["asked"], serde_json::json!([]), "not a byte was fetched");
+    let all = ["pull", "hf.co/acme/tiny", "--metered", "--json"];
+    assert_eq!(servers.json(dir.path(), &all, &metered("1000000"))["bytes"], servers.size());
+    // What is here costs nothing.
+    let again = ["pull", "hf.co/acme/tiny", "--json"];
+    let _ = servers.json(dir.path(), &again, &metered("0"));
 }

@@ -47,9 +47,10 @@ impl Servers {
         client().get(url).send().unwrap().json().unwrap()
     }
 
-    /// `fulmar` of a device in `dir`, with the hub's address and token.
-    pub(crate) fn fulmar(&self, dir: &Path, arguments: &[&str], more: &[(&str, &str)]) -> Output {
-        let output = Command::new(fulmar_tests::fulmar_bin())
+    /// `fulmar` of a device in `dir`, with the hub's address and token, to be started.
+    pub(crate) fn command(&self, dir: &Path, arguments: &[&str], more: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(fulmar_tests::fulmar_bin());
+        command
             .args(arguments)
             .args(["--dir", text(dir)])
             .env("HOME", dir)
@@ -57,9 +58,13 @@ impl Servers {
             .env("HF_ENDPOINT", format!("http://{}", self.said("hub")))
             .env("HF_TOKEN", self.said("token"))
             .envs(more.iter().copied())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// [`Servers::command`], run to its end.
+    pub(crate) fn fulmar(&self, dir: &Path, arguments: &[&str], more: &[(&str, &str)]) -> Output {
+        let output = self.command(dir, arguments, more).output().unwrap();
         Output {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -15,10 +15,12 @@ use fulmar_registry::gc::Hold;
 use fulmar_registry::import::hugging_face::{self, Hub};
 use fulmar_registry::import::{self, Imported, Network, Resolved, oci, ollama};
 use fulmar_registry::{ModelName, Options, Registry};
+use fulmar_sync::LinkCost;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::{Place, output};
+use crate::config::SyncConfig;
 use crate::signing::{self, Rules, Signing};
 use crate::state::{self, State};
 use crate::{import as local, models};
@@ -51,6 +53,9 @@ pub(crate) struct Args {
     /// Bytes per second at most; 0: as fast as it goes.
     #[arg(long, default_value_t = 0)]
     bytes_per_s_max: u64,
+    /// Fetch it all although the link is metered (sync.link_cost).
+    #[arg(long)]
+    metered: bool,
     /// Use no network.
     #[arg(long)]
     offline: bool,
@@ -78,7 +83,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     }
     let now_s = state.clock().now_s();
     let imported = super::runtime()?.block_on(async {
-        let (imported, signing) = bring_in(&registry, args, &rules, now_s).await?;
+        let (imported, signing) = bring_in(&registry, args, &config.sync, &rules, now_s).await?;
         let told = json!({
             "publisher": signing,
             "name": imported.signed.name(),
@@ -108,6 +113,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
 async fn bring_in(
     registry: &Registry,
     args: &Args,
+    link: &SyncConfig,
     rules: &Rules,
     now_s: i64,
 ) -> anyhow::Result<(Imported, Signing)> {
@@ -128,6 +134,7 @@ async fn bring_in(
         }
         let resolved = hugging_face::resolve(&hub, &reference).await?;
         let signing = check(&resolved)?;
+        check_cost(registry, &resolved, args, link)?;
         let remote = hub.remote()?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
@@ -138,6 +145,7 @@ async fn bring_in(
         let credentials = credentials(args, &reference)?;
         let (remote, resolved) = oci::resolve(network, credentials, &reference).await?;
         let signing = check(&resolved)?;
+        check_cost(registry, &resolved, args, link)?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
         (resolved, hold, signing)
@@ -163,6 +171,25 @@ async fn bring_in(
     };
     let name = named.unwrap_or_else(|| resolved.name.clone());
     Ok((sign(registry.clone(), resolved, name, hold).await?, signing))
+}
+
+/// Refuses what costs more than a metered link may, unless whoever pays says so.
+fn check_cost(
+    registry: &Registry,
+    resolved: &Resolved,
+    args: &Args,
+    link: &SyncConfig,
+) -> anyhow::Result<()> {
+    let here: u64 = resolved.files.iter().map(|f| registry.blobs().bytes_present(&f.digest)).sum();
+    let (missing, limit) = (resolved.size_bytes().saturating_sub(here), link.metered_bytes_max);
+    let free = args.metered || link.link_cost != LinkCost::Metered;
+    anyhow::ensure!(
+        free || missing <= limit,
+        "pull {}: {missing} bytes are missing, and the link is metered (sync.link_cost): at most \
+         {limit} are fetched for a model (sync.metered_bytes_max); --metered fetches it all the same",
+        args.model
+    );
+    Ok(())
 }
 
 /// Who asks a registry: the environment says, else a file of credentials.
