@@ -3,10 +3,31 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::Read as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fulmar_tests::{Fleet, client, fulmar_ok, json_of, text};
+use fulmar_tests::{Fleet, Process, client, fulmar_ok, json_of, text};
 use serde_json::json;
+
+/// From the start after a kill to the first answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Starts the agent again after the plug was pulled: it answers in time, from a model whose bytes it
+/// has verified. A machine with other things to do has three tries; each is a whole start after a
+/// kill.
+fn started_again(fleet: &Fleet) -> Process {
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let start = Instant::now();
+        let agent = fleet.start_agent();
+        assert_eq!(fleet.ask("turn on the fan in the boiler room").0, 200);
+        took.push(start.elapsed());
+        if took.iter().any(|took| *took < ANSWERS_WITHIN) {
+            return agent;
+        }
+        agent.kill();
+    }
+    panic!("the agent answered after {took:?}, expected {ANSWERS_WITHIN:?}")
+}
 
 #[test]
 fn an_agent_killed_in_mid_answer_serves_again_and_its_log_says_so() {
@@ -32,8 +53,7 @@ fn an_agent_killed_in_mid_answer_serves_again_and_its_log_says_so() {
     stream.read_exact(&mut first).unwrap();
     agent.kill();
 
-    let _agent = fleet.start_agent();
-    assert_eq!(fleet.ask("turn on the fan in the boiler room").0, 200);
+    let _agent = started_again(&fleet);
     let dir = fleet.device_dir();
     let log = fulmar_ok(&["audit", "list", "--json", "--limit", "50", "--dir", text(&dir)]);
     let entries: Vec<serde_json::Value> =
@@ -99,8 +119,7 @@ fn killed_at_many_moments_the_device_always_comes_back() {
         std::thread::sleep(Duration::from_millis(u64::from(round) * 997 % 1_000));
         agent.kill();
     }
-    let _agent = fleet.start_agent();
-    assert_eq!(fleet.ask("turn on the fan in the boiler room").0, 200);
+    let _agent = started_again(&fleet);
     let dir = fleet.device_dir();
     assert_eq!(fulmar_tests::fulmar(&["audit", "verify", "--dir", text(&dir)]).code, 0);
 }

@@ -9,6 +9,7 @@ mod disk;
 mod flips;
 mod kill;
 mod random;
+mod server;
 mod syscalls;
 mod work;
 
@@ -20,7 +21,8 @@ use clap::Parser;
 /// Pulls the plug and breaks disks.
 #[derive(Debug, Parser)]
 struct Args {
-    /// All rounds: 1000 kills, every operation and system call failing, 64 budgets, 10000 flips.
+    /// All rounds: 1000 kills, every operation and system call failing, 64 budgets, 10000 flips
+    /// in files, 10000 in transit and 2000 over HTTP.
     #[arg(long)]
     full: bool,
     /// Begins the random numbers.
@@ -58,5 +60,6 @@ fn all(args: &Args) -> anyhow::Result<()> {
     disk::budgets(rounds(64, 16))?;
     flips::in_files(rounds(10_000, 300), args.seed)?;
     flips::in_transit(rounds(10_000, 300), args.seed)?;
+    flips::over_http(rounds(2_000, 60), args.seed)?;
     kill::rounds(rounds(1_000, 40), args.seed)
 }
