@@ -103,7 +103,8 @@ pub(crate) struct SyncConfig {
     pub(crate) download_bytes_per_s_max: u64,
     /// What the link costs; on a metered one large downloads wait.
     pub(crate) link_cost: fulmar_sync::LinkCost,
-    /// Bytes that one file may still cost on a metered link.
+    /// Bytes that one release, all its files together, may still cost on a metered link; `pull` follows
+    /// it too.
     pub(crate) metered_bytes_max: u64,
     /// Where models' files are asked for before the control plane, in this order: files by digest
     /// under these addresses, as `http://cache.local/blobs`. They need no trust: every chunk is

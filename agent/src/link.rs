@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::models::{LoadedModel, ModelError};
-use crate::standing;
+use crate::{damage, standing};
 
 /// Tokens of a golden prompt's answer at most.
 const GOLDEN_TOKENS_MAX: u32 = 256;
@@ -42,8 +42,10 @@ impl Link {
         let Some(identity) = Identity::load(&identity_path)? else {
             let (app, interval_s) = (Arc::clone(app), app.config().registry.scrub_interval_s);
             return Ok(tokio::spawn(async move {
-                let told = |_: &[Digest]| {
-                    tracing::error!("models are damaged: pull them again (fulmar list, show)");
+                let told = |corrupt: Vec<Digest>| {
+                    tracing::error!("models are damaged: `fulmar doctor` says what to do");
+                    let app = Arc::clone(&app);
+                    async move { damage::found(&app, &corrupt).await }
                 };
                 let blobs = app.models().registry().blobs().clone();
                 let scrub = fulmar_sync::scrub(blobs, interval_s, told);
@@ -123,9 +125,18 @@ pub(crate) fn facts() -> DeviceFacts {
 /// The hooks hold the agent weakly: the agent holds the link.
 fn hooks(app: &Arc<App>) -> Hooks {
     let (check, changed, running) = (Arc::downgrade(app), Arc::downgrade(app), Arc::downgrade(app));
+    let damaged = Arc::downgrade(app);
     Hooks {
         check: Box::new(move |model| Box::pin(try_out(check.clone(), model))),
         changed: Box::new(move || Box::pin(serve_active(changed.clone()))),
+        damaged: Box::new(move |corrupt| {
+            let app = damaged.clone();
+            Box::pin(async move {
+                if let Some(app) = app.upgrade() {
+                    damage::found(&app, &corrupt).await;
+                }
+            })
+        }),
         running: Box::new(move || {
             running.upgrade().map_or_else(BTreeSet::new, |app| app.models().running())
         }),

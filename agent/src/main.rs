@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod config;
 mod console;
+mod damage;
 mod engine;
 mod folder;
 mod governor;

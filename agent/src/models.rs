@@ -173,6 +173,8 @@ pub(crate) struct LoadedModel {
     pub(crate) weights_digest: Digest,
     /// The manifest's digest and those of all its files: what a revocation may name.
     pub(crate) digests: Vec<Digest>,
+    /// The files that the engine reads: its own, and its draft's.
+    pub(crate) files: Vec<Digest>,
     /// Who says that it may run here.
     pub(crate) authority: Authority,
     /// Why no draft guesses ahead for it, where one was named.
@@ -190,6 +192,8 @@ pub(crate) struct Models {
     drafts: Drafts,
     /// Loaded models by engine name.
     loaded: RwLock<HashMap<String, Arc<LoadedModel>>>,
+    /// Names of models that left the engine because a file of theirs broke.
+    damaged: std::sync::Mutex<BTreeSet<String>>,
     /// Held while one is loaded, so that two requests do not load it twice.
     loading: Mutex<()>,
 }
@@ -202,6 +206,7 @@ impl Models {
             engine,
             drafts,
             loaded: RwLock::default(),
+            damaged: std::sync::Mutex::default(),
             loading: Mutex::default(),
         }
     }
@@ -381,13 +386,14 @@ impl Models {
                 return Err(self.unsound(&verified, &name, reason).await);
             }
         }
-        let files = verified.manifest.files.iter().map(|file| file.digest);
+        let files: Vec<Digest> = verified.manifest.files.iter().map(|file| file.digest).collect();
         let model = Arc::new(LoadedModel {
             name,
             digests: std::iter::once(verified.digest)
-                .chain(files)
+                .chain(files.iter().copied())
                 .chain(loading.draft_digests)
                 .collect(),
+            files: files.into_iter().chain(loading.draft_weights).collect(),
             engine_name: engine_name.clone(),
             digest: verified.digest,
             weights_digest: verified.weights.digest(),
@@ -426,6 +432,27 @@ impl Models {
         let _ = self.engine.unload(&model.engine_name).await;
     }
 
+    /// Takes a model out of the engine whose files broke, answers under way included: nobody knows
+    /// which of their words came of wrong bytes. It is to be loaded again when they are whole.
+    pub(crate) async fn unload_damaged(&self, model: &LoadedModel) {
+        self.damaged_now().insert(model.name.clone());
+        self.unload(model).await;
+    }
+
+    /// Models that left the engine because a file of theirs broke, and are not back.
+    pub(crate) fn damaged(&self) -> BTreeSet<String> {
+        self.damaged_now().clone()
+    }
+
+    /// A model is back, or nobody waits for it any more.
+    pub(crate) fn mended(&self, name: &str) {
+        self.damaged_now().remove(name);
+    }
+
+    fn damaged_now(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes a model out of the engine that may not run any more. No new answer of it begins; those
     /// under way end at once, or by themselves.
     pub(crate) async fn retire(&self, model: &Arc<LoadedModel>, answers: RunningAnswers) {
@@ -448,9 +475,9 @@ impl Models {
         self.map().values().cloned().collect()
     }
 
-    /// Releases that the engine may hold.
+    /// Releases that the engine may hold, and their files.
     pub(crate) fn running(&self) -> BTreeSet<Digest> {
-        self.map().values().map(|model| model.digest).collect()
+        self.map().values().flat_map(|model| model.digests.iter().copied()).collect()
     }
 
     /// Takes out of the engine what is no longer active.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::models::LoadedModel;
-use crate::state;
+use crate::{damage, state};
 
 /// How often a change is looked for while nobody asks anything.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -139,6 +139,7 @@ pub(crate) async fn keep(app: Arc<App>, stop: CancellationToken) {
             note(&app, &mut noted).await;
         }
         enforce(&app).await;
+        damage::look(&app).await;
         take_drafts_up(&app).await;
     }
     note(&app, &mut noted).await;

@@ -165,7 +165,12 @@ pub fn plan(connection: &Connection, blobs: &Blobs, keep: &Keep) -> Result<Garba
             .collect(),
         blobs: unwanted(blobs.list()?),
         incoming: unwanted(blobs.list_incoming()?),
-        quarantine: blobs.list_quarantined()?,
+        // What is still to be mended has sound chunks that need not be fetched again.
+        quarantine: blobs
+            .list_quarantined()?
+            .into_iter()
+            .filter(|(digest, _)| !wanted.contains(digest) || blobs.path(digest).exists())
+            .collect(),
         copies: blobs
             .list_copies()?
             .into_iter()
@@ -247,6 +252,23 @@ mod tests {
         assert_eq!(device.blobs.list().unwrap().len(), 3);
         assert_eq!(device.blobs.list_copies().unwrap().len(), 1);
         device.blobs.open_verified(&kept).unwrap();
+    }
+
+    #[test]
+    fn what_is_in_quarantine_stays_until_it_is_mended() {
+        let device = Device::new();
+        let one = device.install("acme/tiny:v1", 1, b"weights one");
+        device.activate("acme/tiny:v1", one);
+        let weights = Digest::of(b"weights one");
+        let path = device.blobs.path(&weights);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, b"weights two").unwrap();
+        device.blobs.open_verified(&weights).unwrap_err();
+        let plan_now =
+            || device.store.read_blocking(|c| plan(c, &device.blobs, &Keep::default())).unwrap();
+        assert_eq!(plan_now(), Garbage::default());
+        device.blobs.put(b"weights one").unwrap();
+        assert_eq!(plan_now().quarantine, [(weights, 11)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fulmar_registry::Digest;
+use fulmar_registry::ModelName;
 use fulmar_registry::blobs::{Blobs, Donors, Expected};
 use fulmar_registry::fetch::{FetchError, Pace, WithoutResume, fetch_missing};
 
@@ -39,7 +39,7 @@ impl LinkCost {
 pub struct Limits {
     /// Bytes per second over all downloads; 0: no limit.
     pub bytes_per_s_max: u64,
-    /// What one blob may still cost on a metered link, in bytes.
+    /// What one release, all its files together, may still cost on a metered link, in bytes.
     pub metered_bytes_max: u64,
 }
 
@@ -57,12 +57,12 @@ pub enum DownloadError {
     Fetch(#[from] FetchError<TransportError>),
     /// Too large for a metered link.
     #[error(
-        "download blob {digest}: {remaining} bytes are missing, on a metered link at most {limit} \
-         are fetched; it goes on when the link is unmetered"
+        "download {model}: {remaining} bytes are missing, on a metered link at most {limit} are \
+         fetched for a release (sync.metered_bytes_max); it goes on when the link is unmetered"
     )]
     Metered {
-        /// The blob.
-        digest: Digest,
+        /// The release's name.
+        model: ModelName,
         /// Bytes missing.
         remaining: u64,
         /// The limit in bytes.
@@ -111,8 +111,27 @@ impl Downloader {
         Self { mirrors, ..self }
     }
 
-    /// Brings a blob in, without the chunks that donors have; returns when it is durable. Dropped on the way, what came stays. On a
-    /// metered link it neither fetches more than the limit nor begins anew by itself.
+    /// Refuses a release of which too many bytes are missing for a metered link.
+    ///
+    /// # Errors
+    /// [`DownloadError::Metered`].
+    pub fn check_cost(
+        &self,
+        model: &ModelName,
+        remaining: u64,
+        cost: LinkCost,
+    ) -> Result<(), DownloadError> {
+        let limit = self.limits.metered_bytes_max;
+        match cost {
+            LinkCost::Metered if remaining > limit => {
+                Err(DownloadError::Metered { model: model.clone(), remaining, limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings a blob in, without the chunks that donors have; returns when it is durable. Dropped on
+    /// the way, what came stays. On a metered link it does not begin anew by itself.
     ///
     /// # Errors
     /// [`DownloadError`].
@@ -123,12 +142,7 @@ impl Downloader {
         cost: LinkCost,
     ) -> Result<(), DownloadError> {
         let (digest, size_bytes) = (expected.digest, expected.size_bytes);
-        let remaining = donors.missing_bytes(expected, self.blobs.bytes_present(&digest));
-        let limit = self.limits.metered_bytes_max;
         let without_resume = match cost {
-            LinkCost::Metered if remaining > limit => {
-                return Err(DownloadError::Metered { digest, remaining, limit });
-            }
             LinkCost::Metered => WithoutResume::Refuse,
             LinkCost::Unknown | LinkCost::Unmetered => WithoutResume::Restart,
         };

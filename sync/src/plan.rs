@@ -56,6 +56,15 @@ pub struct Actual {
 pub enum Step {
     /// Fetch what is missing, and install it.
     Install(Box<Admitted>),
+    /// Fetch the files of an installed release that broke or are gone. It was admitted once and its
+    /// manifest says which bytes they are, so this needs no new word of the fleet: metadata may have
+    /// expired meanwhile, and names nothing new.
+    Repair {
+        /// Its name.
+        name: ModelName,
+        /// The manifest's digest.
+        digest: Digest,
+    },
     /// Check its health and let it serve.
     Activate {
         /// Its name.
@@ -119,8 +128,7 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
         let same = |n: &ModelName, d: &Digest| *n == name && *d == digest;
         let failed = actual.failed.iter().find(|(n, d, _)| same(n, d));
         let held = actual.held.iter().find(|held| same(&held.name, &held.digest));
-        let complete =
-            held.is_some_and(|h| h.files == Files::Complete && h.origin == Origin::Fleet);
+        let files = held.filter(|h| h.origin == Origin::Fleet).map(|h| h.files);
         let serving = held.is_some_and(|h| h.slot == Some(Slot::Active));
         if let Some(reason) = &model.revoked {
             if serving {
@@ -133,13 +141,15 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
             plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
             continue;
         }
-        if !complete {
-            match &model.admission {
-                Ok(admitted) => plan.steps.push(Step::Install(Box::new(admitted.clone()))),
-                Err(reason) => {
-                    plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
-                    continue;
-                }
+        match (files, &model.admission) {
+            (Some(Files::Complete), _) => {}
+            (Some(Files::Missing), _) => {
+                plan.steps.push(Step::Repair { name: name.clone(), digest });
+            }
+            (None, Ok(admitted)) => plan.steps.push(Step::Install(Box::new(admitted.clone()))),
+            (None, Err(reason)) => {
+                plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
+                continue;
             }
         }
         match model.active {

@@ -50,7 +50,10 @@ pub struct Hooks {
     pub check: Box<dyn Fn(VerifiedModel) -> BoxFuture<'static, Checked> + Send + Sync>,
     /// Slots have changed: serve what is active now, drop what is not.
     pub changed: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
-    /// Releases that the engine holds; garbage collection spares them.
+    /// These blobs were found broken: what the engine made of them leaves it, before they are fetched
+    /// again.
+    pub damaged: Box<dyn Fn(Vec<Digest>) -> BoxFuture<'static, ()> + Send + Sync>,
+    /// Releases that the engine holds, and their files; garbage collection spares them.
     pub running: Box<dyn Fn() -> BTreeSet<Digest> + Send + Sync>,
 }
 
@@ -245,6 +248,11 @@ impl Reconciler {
                 report(None);
                 done
             }
+            Step::Repair { name, digest } => {
+                let done = self.repair(name, digest, cost, report).await;
+                report(None);
+                done
+            }
             Step::Activate { name, digest } => self.activate(name, digest).await,
             Step::Deactivate { name } => self.deactivate(name).await,
             Step::Remove { name, digest } => self.remove(name, digest).await,
@@ -262,25 +270,7 @@ impl Reconciler {
         let digest = admitted.digest();
         let bytes = self.manifest_bytes(&admitted).await?;
         let signed = Signed::admit(admitted, bytes)?;
-        let progress = |manifest: &Manifest| Progress {
-            model: manifest.name.to_string(),
-            digest: digest.to_string(),
-            bytes_done: manifest.files.iter().map(|f| blobs.bytes_present(&f.digest)).sum(),
-            bytes_total: manifest.size_bytes(),
-        };
-        for file in &signed.manifest().files {
-            let expected = Expected::from(file);
-            let donors = self.donors(&expected).await?;
-            let fetch = self.downloader.fetch(&expected, &donors, cost);
-            tokio::pin!(fetch);
-            let mut tick = tokio::time::interval(std::time::Duration::from_millis(500));
-            loop {
-                tokio::select! {
-                    fetched = &mut fetch => { fetched?; break }
-                    _ = tick.tick() => report(Some(progress(signed.manifest()))),
-                }
-            }
-        }
+        self.fetch(signed.manifest(), digest, cost, report).await?;
         let at_s = self.clock.now_s();
         let store_blobs = blobs.clone();
         let name = signed.name().clone();
@@ -295,6 +285,66 @@ impl Reconciler {
             done(tx, at_s, "model.install", &name, Outcome::Completed, detail)
         })
         .await
+    }
+
+    /// Fetches what is gone of an installed release, as its manifest in the catalog names it.
+    async fn repair(
+        &self,
+        name: ModelName,
+        digest: Digest,
+        cost: LinkCost,
+        report: &(dyn Fn(Option<Progress>) + Send + Sync),
+    ) -> Result<(), StepError> {
+        let _hold = gc::hold(self.registry.blobs())?;
+        let reference = ModelRef { name: name.clone(), digest: Some(digest) };
+        let installed = self.registry.store().read(move |c| catalog::find(c, &reference)).await?;
+        self.fetch(&installed.manifest, digest, cost, report).await?;
+        let at_s = self.clock.now_s();
+        self.write(move |tx| {
+            let detail = json!({ "digest": digest });
+            done(tx, at_s, "model.repair", &name, Outcome::Completed, detail)
+        })
+        .await?;
+        (self.hooks.changed)().await;
+        Ok(())
+    }
+
+    /// Brings a release's files in, as far as they are not here. What all of them cost on a metered
+    /// link is known before the first byte is fetched.
+    async fn fetch(
+        &self,
+        manifest: &Manifest,
+        digest: Digest,
+        cost: LinkCost,
+        report: &(dyn Fn(Option<Progress>) + Send + Sync),
+    ) -> Result<(), StepError> {
+        let blobs = self.registry.blobs();
+        let progress = || Progress {
+            model: manifest.name.to_string(),
+            digest: digest.to_string(),
+            bytes_done: manifest.files.iter().map(|f| blobs.bytes_present(&f.digest)).sum(),
+            bytes_total: manifest.size_bytes(),
+        };
+        let (mut wanted, mut missing_bytes) = (Vec::new(), 0);
+        for file in &manifest.files {
+            let expected = Expected::from(file);
+            let donors = self.donors(&expected).await?;
+            missing_bytes += donors.missing_bytes(&expected, blobs.bytes_present(&file.digest));
+            wanted.push((expected, donors));
+        }
+        self.downloader.check_cost(&manifest.name, missing_bytes, cost)?;
+        for (expected, donors) in &wanted {
+            let fetch = self.downloader.fetch(expected, donors, cost);
+            tokio::pin!(fetch);
+            let mut tick = tokio::time::interval(std::time::Duration::from_millis(500));
+            loop {
+                tokio::select! {
+                    fetched = &mut fetch => { fetched?; break }
+                    _ = tick.tick() => report(Some(progress())),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What the device has already of a blob: in other releases, in quarantine.
@@ -424,7 +474,7 @@ impl Reconciler {
 /// manifests and the files that these name, and the releases that the engine holds.
 #[must_use]
 pub fn wanted(blobs: &Blobs, desired: &Desired, running: BTreeSet<Digest>) -> Keep {
-    let mut keep = Keep { models: running, ..Keep::default() };
+    let mut keep = Keep { blobs: running.clone(), models: running };
     for model in &desired.models {
         keep.models.insert(model.digest);
         keep.blobs.insert(model.digest);
@@ -442,9 +492,9 @@ pub fn wanted(blobs: &Blobs, desired: &Desired, running: BTreeSet<Digest>) -> Ke
 fn subject(step: &Step) -> (ModelName, Option<Digest>) {
     match step {
         Step::Install(admitted) => (admitted.name().clone(), Some(admitted.digest())),
-        Step::Activate { name, digest } | Step::Remove { name, digest } => {
-            (name.clone(), Some(*digest))
-        }
+        Step::Repair { name, digest }
+        | Step::Activate { name, digest }
+        | Step::Remove { name, digest } => (name.clone(), Some(*digest)),
         Step::Deactivate { name } => (name.clone(), None),
     }
 }

@@ -376,10 +376,14 @@ impl Inner {
         }
     }
 
-    /// Reads all blobs now and then; what is broken is fetched again.
+    /// Reads all blobs now and then; what is broken leaves the engine, and is fetched again.
     async fn scrub(&self) {
         let blobs = self.registry.blobs().clone();
-        scrub(blobs, self.options.scrub_interval_s, |_| self.changed.notify_one()).await;
+        let found = |corrupt| async move {
+            (self.reconciler.hooks.damaged)(corrupt).await;
+            self.changed.notify_one();
+        };
+        scrub(blobs, self.options.scrub_interval_s, found).await;
     }
 }
 

@@ -13,8 +13,12 @@ const AFTER_START_MAX: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Scrubs every `interval_s` seconds; 0: never. `corrupt` hears of blobs that were moved to
-/// quarantine.
-pub async fn scrub(blobs: Blobs, interval_s: u64, corrupt: impl Fn(&[Digest])) {
+/// quarantine, and is done with them before the next scrub.
+pub async fn scrub<F: Future<Output = ()>>(
+    blobs: Blobs,
+    interval_s: u64,
+    corrupt: impl Fn(Vec<Digest>) -> F,
+) {
     if interval_s == 0 {
         return;
     }
@@ -32,7 +36,7 @@ pub async fn scrub(blobs: Blobs, interval_s: u64, corrupt: impl Fn(&[Digest])) {
             }
             Ok(Ok(report)) => {
                 tracing::error!(corrupt = ?report.corrupt, "the scrub found corrupt blobs");
-                corrupt(&report.corrupt);
+                corrupt(report.corrupt).await;
             }
             Ok(Err(error)) => tracing::warn!(%error, "the scrub did not end"),
             Err(_) => return,

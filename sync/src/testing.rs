@@ -14,6 +14,7 @@ use fulmar_protocol::{
     OutboxBatch,
 };
 use fulmar_registry::import::{self, ModelFacts};
+use fulmar_registry::manifest::{FileRole, ManifestFile};
 use fulmar_registry::trust::director::{DirectorEntry, DirectorSigner, Minting};
 use fulmar_registry::trust::repository::{Plan, Repository};
 use fulmar_registry::trust::{Active, Ed25519Key, SigningKey};
@@ -172,13 +173,33 @@ impl ControlPlane {
 
     /// Publishes a release with these weights to the owner's registry.
     pub(crate) fn publish(&self, name: &str, release: u64, weights: &[u8]) -> DirectorEntry {
+        self.publish_with(name, release, weights, None)
+    }
+
+    /// [`ControlPlane::publish`], with a projector beside the weights.
+    pub(crate) fn publish_with(
+        &self,
+        name: &str,
+        release: u64,
+        weights: &[u8],
+        projector: Option<&[u8]>,
+    ) -> DirectorEntry {
         let path = self.dir.path().join("model.gguf");
         std::fs::write(&path, weights).unwrap();
         let facts = ModelFacts { architecture: "qwen3".into(), ..ModelFacts::default() };
         let file = import::describe_gguf(&path, &facts).unwrap();
         let blob = file.digest.to_string();
+        let mut files = vec![file];
+        if let Some(mut projector) = projector {
+            let (role, kind) = (FileRole::Projector, "application/vnd.fulmar.gguf");
+            let blob = Digest::of(projector).to_string();
+            self.script().blobs.insert(blob, projector.to_vec());
+            let described =
+                ManifestFile::describe(&mut projector, Vec::new(), role, "projector.gguf", kind);
+            files.push(described.unwrap());
+        }
         let name: fulmar_registry::ModelName = name.parse().unwrap();
-        let manifest = import::manifest(&name, release, vec![file], &facts).to_bytes().unwrap();
+        let manifest = import::manifest(&name, release, files, &facts).to_bytes().unwrap();
         let custom = serde_json::json!({"fulmar": {"kind": "model", "release": release}});
         let target_path = name.target_path();
         self.repository
@@ -239,6 +260,59 @@ impl ControlPlane {
             script.metadata.insert(format!("registry/{name}"), bytes);
         }
     }
+}
+
+/// A mirror on site: blobs by digest over plain HTTP, and nothing else.
+pub(crate) struct Site {
+    pub(crate) url: String,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Site {
+    /// Of what a control plane has.
+    pub(crate) async fn of(plane: &ControlPlane) -> Self {
+        let script =
+            Mutex::new(Script { blobs: plane.script().blobs.clone(), ..Script::default() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/blobs", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { continue };
+                // A connection that is cut off is the other side's test.
+                let _ = hand_out(stream, &script).await;
+            }
+        });
+        Self { url, task }
+    }
+}
+
+/// One request, one blob.
+async fn hand_out(mut stream: TcpStream, script: &Mutex<Script>) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let head = String::from_utf8_lossy(&head).to_lowercase();
+    let digest = head.split(' ').nth(1).and_then(|path| path.strip_prefix("/blobs/"));
+    let range = head.lines().find_map(|line| line.strip_prefix("range: ")).map(str::to_owned);
+    let (status, range, bytes, _) =
+        blob(&mut script.lock().unwrap(), digest.unwrap_or_default(), range);
+    let range = range.map_or(String::new(), |range| format!("content-range: {range}\r\n"));
+    let head = format!(
+        "HTTP/1.1 {status} x\r\ncontent-length: {}\r\nconnection: close\r\n{range}\r\n",
+        bytes.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(&bytes).await?;
+    stream.shutdown().await
 }
 
 struct Enrolling {
@@ -469,6 +543,11 @@ impl Device {
 
     /// The link of an enrolled device; `health` is what every model shows.
     pub(crate) fn sync(&self, health: Checked) -> Sync {
+        self.sync_with(health, |_| {})
+    }
+
+    /// [`Device::sync`] with other settings.
+    pub(crate) fn sync_with(&self, health: Checked, set: impl FnOnce(&mut Options)) -> Sync {
         let identity_path = self.dir.join("identity.json");
         let hooks = Hooks {
             check: Box::new(move |_| {
@@ -476,12 +555,14 @@ impl Device {
                 Box::pin(async move { health })
             }),
             changed: Box::new(|| Box::pin(async {})),
+            damaged: Box::new(|_| Box::pin(async {})),
             running: Box::new(std::collections::BTreeSet::new),
         };
         let mut options = Options::default();
         options.schedule.interval_ms_min = 5;
         options.schedule.retry_ms_min = 5;
         options.schedule.retry_ms_max = 50;
+        set(&mut options);
         Sync::new(Deps {
             identity: Identity::load(&identity_path).unwrap().unwrap(),
             identity_path,

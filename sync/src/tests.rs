@@ -5,8 +5,8 @@ use std::time::Duration;
 use fulmar_registry::{ModelRef, catalog};
 use tokio_util::sync::CancellationToken;
 
-use crate::testing::{ControlPlane, Device};
-use crate::{Checked, EnrollError, Link, Status, Sync, TransportError};
+use crate::testing::{ControlPlane, Device, Site};
+use crate::{Checked, EnrollError, Link, LinkCost, Status, Sync, TransportError};
 
 const NAME: &str = "acme/tiny:v1";
 
@@ -277,6 +277,14 @@ async fn a_flipped_bit_is_repaired_from_the_network() {
     device.enroll(&plane).await;
     let running = Running::start(device.sync(Checked::Healthy));
     running.until("the model", |s| s.generation_applied == 2).await;
+    flip_a_bit(&device);
+    running.sync.reconcile();
+    until_whole(&device, &running).await;
+    running.end().await;
+}
+
+/// In the weights of the model; found before the model is used.
+fn flip_a_bit(device: &Device) {
     let path = device.registry.verified_model(&NAME.parse().unwrap()).unwrap().weights.path;
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[77] ^= 4;
@@ -284,13 +292,63 @@ async fn a_flipped_bit_is_repaired_from_the_network() {
     std::fs::write(&path, bytes).unwrap();
     let found = device.registry.verified_model(&NAME.parse().unwrap());
     assert!(found.is_err(), "the flipped bit was not found");
-    running.sync.reconcile();
+}
+
+async fn until_whole(device: &Device, running: &Running) {
     let mut waited = 0;
     while device.registry.verified_model(&NAME.parse().unwrap()).is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         waited += 1;
         assert!(waited < 500, "not repaired: {:?}", running.sync.status());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_on_site_mends_a_release_long_after_the_fleets_word_has_expired() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(100_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    running.end().await;
+    let site = Site::of(&plane).await;
+    drop(plane);
+    device.clock.raise(device.clock.now_s() + 400 * 86_400);
+    flip_a_bit(&device);
+    let link = device.sync_with(Checked::Healthy, |o| o.blob_urls = vec![site.url.clone()]);
+    let running = Running::start(link);
+    until_whole(&device, &running).await;
+    assert_eq!(active(&device), Some(1));
+    assert!(matches!(running.sync.status().link, Link::Offline { .. }));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_metered_link_all_files_of_a_release_together_count() {
+    let plane = ControlPlane::start().await;
+    let (first, second) = (weights(100_000), weights(90_000));
+    let entry = plane.publish_with(NAME, 1, &first, Some(&second));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let metered = |limit| {
+        device.sync_with(Checked::Healthy, move |options| {
+            options.cost = LinkCost::Metered;
+            options.downloads.metered_bytes_max = limit;
+        })
+    };
+    let running = Running::start(metered(150_000));
+    let status = running.until("the refusal", |s| !s.troubles.is_empty()).await;
+    let reason = &status.troubles[0].reason;
+    assert!(reason.contains("190000 bytes are missing") && reason.contains("150000"), "{reason}");
+    assert!(device.registry.blobs().list_incoming().unwrap().is_empty(), "nothing was fetched");
+    running.end().await;
+    let running = Running::start(metered(200_000));
+    running.until("the model", |s| s.generation_applied == 2).await;
     running.end().await;
 }
 

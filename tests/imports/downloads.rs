@@ -1,8 +1,9 @@
 //! Downloads of a device: several sources, caps, metered links, room, and repair.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use fulmar_tests::{Fleet, Process, fulmar_ok, text, until};
+use fulmar_tests::{Fleet, Process, client, fulmar_ok, json_of, text, until};
 use serde_json::{Value, json};
 
 use crate::servers::Servers;
@@ -121,14 +122,26 @@ fn a_bandwidth_cap_holds() {
 /// Flips a bit in the middle of a file, in place, as a dying disk does it; gives what was there.
 fn flip(path: &Path) -> Vec<u8> {
     let bytes = std::fs::read(path).unwrap();
-    let mut wrong = bytes.clone();
-    wrong[bytes.len() / 2] ^= 1;
+    let middle = bytes.len() / 2;
     let mut permissions = std::fs::metadata(path).unwrap().permissions();
     #[expect(clippy::permissions_set_readonly_false, reason = "disks ask nobody")]
     permissions.set_readonly(false);
     std::fs::set_permissions(path, permissions).unwrap();
-    std::fs::write(path, wrong).unwrap();
+    // Only that byte: others may have the file mapped.
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(&[bytes[middle] ^ 1], middle as u64).unwrap();
     bytes
+}
+
+/// What the agent did with a model of that name, oldest first.
+fn done_with(log: &str, model: &str) -> Vec<String> {
+    let entries = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of_model = entries.filter(|entry| entry["resource"] == model);
+    let mut actions: Vec<(u64, String)> = of_model
+        .map(|e| (e["seq"].as_u64().unwrap(), e["action"].as_str().unwrap().to_owned()))
+        .collect();
+    actions.sort_unstable();
+    actions.into_iter().map(|(_, action)| action).collect()
 }
 
 #[test]
@@ -140,12 +153,26 @@ fn the_background_scrub_finds_a_flipped_bit_and_only_its_chunk_is_fetched_again(
     let cache = format!("http://{}/acme/tiny", servers.said("cdn"));
     let settings = format!("[registry]\nscrub_interval_s = 1\n[sync]\nblob_urls = [\"{cache}\"]\n");
     let _agent = agent(&fleet, &settings);
+    let in_engine = || {
+        let ps = json_of(&["ps", "--json", "--dir", text(&dir)]);
+        ps["models"][0]["name"].as_str().map(str::to_owned)
+    };
+    let loaded = until("the model is loaded", in_engine);
     let largest = |path: &std::path::PathBuf| path.metadata().unwrap().len();
     let blob = blobs_of(&dir).into_iter().max_by_key(largest).unwrap();
     let bytes = flip(&blob);
     until("nobody asked, and it is whole again", || {
         std::fs::read(&blob).is_ok_and(|now| now == bytes).then_some(())
     });
+    // What was made of the broken file has left the engine, and nobody had to ask for it to be back.
+    let actions = until("it was mended", || {
+        let list = ["audit", "list", "--json", "--limit", "50", "--dir", text(&dir)];
+        let actions = done_with(&fulmar_ok(&list), fleet.model());
+        actions.contains(&"model.repair".to_owned()).then_some(actions)
+    });
+    let at = |action: &str| actions.iter().position(|a| a == action).unwrap();
+    assert!(at("model.end") < at("model.repair"), "{actions:?}");
+    until("it is in the engine again", || in_engine().filter(|name| *name == loaded));
     let seen = servers.seen();
     let asked = seen["asked"].as_array().unwrap();
     assert_eq!(asked.len(), 1, "{asked:?}");
@@ -156,27 +183,85 @@ fn the_background_scrub_finds_a_flipped_bit_and_only_its_chunk_is_fetched_again(
     assert!(last - first + 1 < bytes.len() / 2, "{range} of {}", bytes.len());
 }
 
+/// A device without a fleet that has two releases of a model.
+struct Two {
+    servers: Servers,
+    dir: tempfile::TempDir,
+    device: std::path::PathBuf,
+    changed: std::path::PathBuf,
+    /// The manifests' digests.
+    first: String,
+    second: String,
+    /// Where the second one's weights lie.
+    blob: std::path::PathBuf,
+}
+
+impl Two {
+    fn pulled() -> Self {
+        let servers = Servers::start();
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("device");
+        // Another release: the last weights differ.
+        let changed = dir.path().join("changed.gguf");
+        let mut bytes = std::fs::read(crate::servers::model()).unwrap();
+        let end = bytes.len() - 64;
+        bytes[end] ^= 1;
+        std::fs::write(&changed, &bytes).unwrap();
+        let first = pull(&servers, &device, &crate::servers::model());
+        let second = pull(&servers, &device, &changed);
+        assert_ne!(first, second);
+        let shown = servers.json(&device, &["show", "acme/pumps:v1", "--json"], &[]);
+        let hex = shown["weights_digest"].as_str().unwrap().trim_start_matches("sha256:");
+        let blob = blobs_of(&device).into_iter().find(|path| path.ends_with(hex)).unwrap();
+        Self { servers, dir, device, changed, first, second, blob }
+    }
+}
+
+fn pull(servers: &Servers, device: &Path, file: &Path) -> String {
+    let arguments = ["pull", text(file), "--name", "acme/pumps:v1", "--json"];
+    servers.json(device, &arguments, &[])["digest"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_bit_that_flips_under_a_running_model_has_the_one_before_answer_until_it_is_pulled_again() {
+    let Two { servers, dir: _dir, device, changed, first, second, blob } = Two::pulled();
+    let config = device.join("test.toml");
+    std::fs::write(&config, "[registry]\nscrub_interval_s = 1\n").unwrap();
+    let serve = ["serve", "--dir", text(&device), "--config", text(&config)];
+    let more = ["--listen", "127.0.0.1:0", "--ready-json", "--until-stdin-closes"];
+    let agent = Process::start(&[&serve[..], &more].concat());
+    let token = fulmar_ok(&["token", "mint", "--dir", text(&device)]).trim().to_owned();
+    let url = format!("{}/chat/completions", agent.ready["api_urls"][0].as_str().unwrap());
+    let ask = || {
+        let messages = json!([{ "role": "user", "content": "turn on the fan" }]);
+        let body = json!({ "model": "acme/pumps:v1", "messages": messages, "max_tokens": 16 });
+        let answer = client().post(&url).bearer_auth(&token).json(&body).send().unwrap();
+        assert_eq!(answer.status(), 200);
+    };
+    let in_engine = |digest: &str| {
+        let ps = json_of(&["ps", "--json", "--dir", text(&device)]);
+        let models = ps["models"].as_array().unwrap().iter();
+        models.map(|m| m["name"].as_str().unwrap()).eq([format!("acme/pumps:v1@{digest}")])
+    };
+    ask();
+    assert!(in_engine(&second));
+    let _ = flip(&blob);
+    until("the one before serves", || in_engine(&first).then_some(()));
+    ask();
+    let log = fulmar_ok(&["audit", "list", "--json", "--limit", "9", "--dir", text(&device)]);
+    assert!(done_with(&log, "acme/pumps:v1").contains(&"model.end".to_owned()), "{log}");
+    let doctor = servers.fulmar(&device, &["doctor"], &[]);
+    let advice = "fulmar pull changed.gguf --name acme/pumps:v1 brings it back";
+    assert!(doctor.code == 1 && doctor.stdout.contains(advice), "{}", doctor.stdout);
+    assert_eq!(pull(&servers, &device, &changed), second, "the same bytes are the same release");
+    until("it is back", || in_engine(&second).then_some(()));
+    ask();
+    assert_eq!(agent.stop(), 0);
+}
+
 #[test]
 fn for_a_damaged_release_the_one_before_answers_unless_it_was_pinned() {
-    let servers = Servers::start();
-    let dir = tempfile::tempdir().unwrap();
-    let device = dir.path().join("device");
-    let pull = |file: &Path| {
-        let arguments = ["pull", text(file), "--name", "acme/pumps:v1", "--json"];
-        servers.json(&device, &arguments, &[])["digest"].as_str().unwrap().to_owned()
-    };
-    let first = pull(&crate::servers::model());
-    // Another release: the last weights differ.
-    let changed = dir.path().join("changed.gguf");
-    let mut bytes = std::fs::read(crate::servers::model()).unwrap();
-    let end = bytes.len() - 64;
-    bytes[end] ^= 1;
-    std::fs::write(&changed, &bytes).unwrap();
-    let second = pull(&changed);
-    assert_ne!(first, second);
-    let shown = servers.json(&device, &["show", "acme/pumps:v1", "--json"], &[]);
-    let hex = shown["weights_digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned();
-    let blob = blobs_of(&device).into_iter().find(|path| path.ends_with(&hex)).unwrap();
+    let Two { servers, dir: _dir, device, first, second, blob, .. } = Two::pulled();
     let _ = flip(&blob);
     let answer = servers.fulmar(&device, &["run", "acme/pumps:v1", "turn on the fan"], &[]);
     assert!(answer.code == 0 && !answer.stdout.trim().is_empty(), "{}", answer.stderr);

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use fulmar_policy::audit;
-use fulmar_registry::Blobs;
-use fulmar_registry::catalog::{self, Filter, Slot};
-use fulmar_registry::trust;
+use fulmar_registry::catalog::{self, Filter, Installed, Slot};
+use fulmar_registry::import::oci;
+use fulmar_registry::{Authority, Blobs, Manifest, ManifestFile, trust};
 
 use super::{Place, output};
 use crate::config::Config;
@@ -60,7 +60,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     ];
     checks.push(disk(&state, &config));
     checks.extend(trust(&state));
-    checks.extend(models(&state));
+    checks.extend(models(&state, &config));
     if args.json {
         output::json(&checks)?;
     } else {
@@ -204,7 +204,11 @@ fn trust(state: &State) -> Vec<Check> {
     }
 }
 
-fn models(state: &State) -> Vec<Check> {
+fn models(state: &State, config: &Config) -> Vec<Check> {
+    let blobs = match Blobs::open(&state.registry_dir(), config.registry.blobs_bytes_max) {
+        Ok(blobs) => blobs,
+        Err(error) => return vec![check("models", Err(error.to_string()))],
+    };
     let listed = state.store().read_blocking(|c| catalog::list(c, &Filter::default()));
     let models = match listed {
         Ok(models) => models,
@@ -216,9 +220,10 @@ fn models(state: &State) -> Vec<Check> {
     }
     models
         .into_iter()
-        .map(|model| match &model.failure {
-            Some(reason) => check("model", Err(format!("{} failed: {reason}", model.name()))),
-            None => check(
+        .map(|model| match (&model.failure, damage(&model, &blobs)) {
+            (Some(reason), _) => check("model", Err(format!("{} failed: {reason}", model.name()))),
+            (None, Some(advice)) => check("model", Err(advice)),
+            (None, None) => check(
                 "model",
                 Ok(format!(
                     "{} is {}, by {}",
@@ -229,4 +234,68 @@ fn models(state: &State) -> Vec<Check> {
             ),
         })
         .collect()
+}
+
+/// What is wrong with a model's files, and what to do.
+fn damage(model: &Installed, blobs: &Blobs) -> Option<String> {
+    let is_gone = |file: &&ManifestFile| !blobs.contains(&file.digest, file.size_bytes);
+    let gone = model.manifest.files.iter().find(is_gone)?;
+    let (name, path) = (model.name(), &gone.path);
+    let advice = match &model.authority {
+        Authority::TwoRepositories { .. } => "it is fetched again when the control plane or an \
+             address of sync.blob_urls is reached"
+            .to_owned(),
+        Authority::LocalOwner { .. } => {
+            format!("fulmar pull {} --name {name} brings it back", origin(&model.manifest))
+        }
+    };
+    Some(format!("{name}: its file {path} broke or is gone; {advice}"))
+}
+
+/// What to pull for the same bytes again: where a model came from, as far as its manifest says.
+fn origin(manifest: &Manifest) -> String {
+    let source = &manifest.source;
+    let file = manifest.weights().map_or("FILE.gguf", |weights| weights.path.as_str());
+    if oci::Reference::is_one(source) {
+        return source.clone();
+    }
+    if let Some(store) = source.strip_prefix("ollama://") {
+        return format!("ollama://{}", store.split('@').next().unwrap_or(store));
+    }
+    // A hub's address, its repository and the commit.
+    let hub = source.strip_prefix("http").and_then(|_| {
+        let (path, commit) = source.rsplit_once('@')?;
+        let mut parts = path.rsplitn(3, '/');
+        let (repository, organisation) = (parts.next()?, parts.next()?);
+        Some(format!("hf.co/{organisation}/{repository}:{file}@{commit}"))
+    });
+    hub.unwrap_or_else(|| file.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use fulmar_registry::import::{self, ModelFacts};
+    use fulmar_registry::manifest::FileRole;
+
+    use super::*;
+
+    #[test]
+    fn a_damaged_model_is_pulled_again_from_where_it_came() {
+        let origin_of = |source: &str| {
+            let (role, kind) = (FileRole::Weights, import::GGUF_MEDIA_TYPE);
+            let file =
+                ManifestFile::describe(&mut &b"x"[..], Vec::new(), role, "m-Q8_0.gguf", kind);
+            let facts = ModelFacts { source: source.to_owned(), ..ModelFacts::default() };
+            let name = "acme/m:1".parse().unwrap();
+            origin(&import::manifest(&name, 1, vec![file.unwrap()], &facts))
+        };
+        let pinned = "oci://127.0.0.1:5000/team/tiny@sha256:00";
+        assert_eq!(origin_of(pinned), pinned);
+        assert_eq!(origin_of("ollama://h/library/tiny@sha256:00"), "ollama://h/library/tiny");
+        let hub = origin_of("https://huggingface.co/acme/tiny@0123abcd");
+        assert_eq!(hub, "hf.co/acme/tiny:m-Q8_0.gguf@0123abcd");
+        for elsewhere in ["", "plant A, a stick", "https://example.com"] {
+            assert_eq!(origin_of(elsewhere), "m-Q8_0.gguf");
+        }
+    }
 }

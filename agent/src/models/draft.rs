@@ -29,11 +29,19 @@ pub(super) struct Loading {
     pub(super) draft_missing: Option<ModelName>,
     /// What of the draft the engine holds.
     pub(super) draft_digests: Vec<Digest>,
+    /// The draft's file, where the engine holds one.
+    pub(super) draft_weights: Option<Digest>,
 }
 
 impl Loading {
     fn plain(info: Result<ModelInfo, LoadRefused>, draft_refused: Option<String>) -> Self {
-        Self { info, draft_refused, draft_missing: None, draft_digests: Vec::new() }
+        Self {
+            info,
+            draft_refused,
+            draft_missing: None,
+            draft_digests: Vec::new(),
+            draft_weights: None,
+        }
     }
 }
 
@@ -86,7 +94,11 @@ impl Models {
                 let reason = format!("{:#}", anyhow::Error::new(error));
                 Loading::plain(plain().await, refused(reason))
             }
-            info => Loading { info, draft_refused: None, draft_missing: None, draft_digests },
+            info => Loading {
+                draft_weights: draft_digests.last().copied(),
+                draft_digests,
+                ..Loading::plain(info, None)
+            },
         }
     }
 

@@ -268,7 +268,7 @@ fn choose<'a>(
     let found = match wanted {
         Some(wanted) => {
             let named = models.iter().find(|entry| entry.path == wanted).copied();
-            let entry = named.or_else(|| of(wanted));
+            let entry = named.or_else(|| in_a_folder(&models, wanted)).or_else(|| of(wanted));
             entry.ok_or_else(|| refuse(format!("nothing is called {wanted}")))?
         }
         None => match models.as_slice() {
@@ -283,6 +283,13 @@ fn choose<'a>(
         return Err(refuse(format!("{} is one part of several: merge them first", found.path)));
     }
     Ok((found, quantization_of(&found.path)))
+}
+
+/// The only file of that name, whatever folder it is in: manifests do not say the folder.
+fn in_a_folder<'a>(models: &[&'a Entry], wanted: &str) -> Option<&'a Entry> {
+    let mut named = models.iter().filter(|e| e.path.rsplit('/').next() == Some(wanted));
+    let only = named.next()?;
+    named.next().is_none().then_some(only)
 }
 
 fn is_model(path: &str) -> bool {

@@ -97,9 +97,14 @@ fn holding_takes_whatever_serves_under_the_name_out_of_service() {
 }
 
 #[test]
-fn a_broken_file_of_a_serving_model_wants_its_bytes_again() {
+fn a_broken_file_of_an_installed_release_is_mended_without_new_admission() {
     let mut broken = held("a/m:1", "one", Some(Slot::Active));
     broken.files = Files::Missing;
+    let mend = Step::Repair { name: "a/m:1".parse().unwrap(), digest: digest("one") };
+    let plan = planned(vec![wanted("a/m:1", "one", Active::Serve)], vec![broken.clone()]);
+    assert_eq!((plan.steps, plan.blocked.len()), (vec![mend], 0));
+    // What the local owner brought in was never admitted, whatever it is called.
+    broken.origin = Origin::Local;
     let plan = planned(vec![wanted("a/m:1", "one", Active::Serve)], vec![broken]);
     assert!(plan.steps.is_empty());
     assert_eq!(plan.blocked.len(), 1, "nothing may be installed without admission");
