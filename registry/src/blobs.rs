@@ -5,7 +5,10 @@
 //!   was renamed there; nothing partial is ever visible under a digest.
 //! - [`Blobs::open_verified`] hands out an open file whose every byte was hashed by this process
 //!   since the file last changed (device, inode, length, mtime, ctime).
-//! - The store never grows past its limit in bytes, promises to writers under way included.
+//! - The store never grows past its limit in bytes, promises to writers under way included. Another
+//!   process's promises are not known to the limit before they are bytes; the file system knows them
+//!   (each writer reserves its room there at its start, `fallocate`), so that a disk that two fill at
+//!   once refuses the later one before it has written anything.
 //! - One writer per digest, across processes too (advisory lock on the incoming file).
 //!
 //! Deliberately absent: who needs which blob (the catalog and gc know), and networks.

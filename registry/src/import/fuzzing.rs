@@ -4,7 +4,7 @@
 use reqwest::Url;
 
 use super::oci::{self, ImageManifest};
-use super::{hugging_face, model_signing, remote, sigstore};
+use super::{hub_search, hugging_face, model_signing, remote, sigstore};
 
 /// A manifest of an OCI registry or an Ollama store.
 pub fn manifest(bytes: &[u8]) {
@@ -37,6 +37,11 @@ pub fn listing(text: &str) {
     if let Some(next) = remote::next_in(text, &here) {
         assert!(next.starts_with("https://hub.example/"), "a page elsewhere: {next}");
     }
+}
+
+/// A hub's answer to a search.
+pub fn found(bytes: &[u8]) {
+    hub_search::try_answer(bytes);
 }
 
 /// The header that says where a part of a file begins.

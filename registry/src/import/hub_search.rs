@@ -87,6 +87,18 @@ pub async fn search(hub: &Hub, text: &str, limit: u32) -> Result<Vec<HubModel>, 
     Ok(entries.into_iter().map(model).collect())
 }
 
+/// For the fuzz target: an answer of a search, and what it gives to a pull.
+#[cfg(feature = "fuzzing")]
+pub(super) fn try_answer(bytes: &[u8]) {
+    let Ok(entries) = serde_json::from_slice::<Vec<Entry>>(bytes) else { return };
+    for found in entries.into_iter().map(model) {
+        for reference in &found.models {
+            assert!(super::hugging_face::Reference::is_one(reference), "{reference} is no pull");
+            let _ = super::hugging_face::Reference::parse(reference);
+        }
+    }
+}
+
 fn model(entry: Entry) -> HubModel {
     let files: Vec<String> =
         entry.siblings.unwrap_or_default().into_iter().map(|s| s.rfilename).collect();

@@ -383,3 +383,24 @@ impl EmbedRequest {
         Ok((prompts, json!({ "input": texts })))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::body::any;
+
+    proptest::proptest! {
+        #[test]
+        fn any_body_is_read_or_refused(body in any::body()) {
+            if let Ok(request) = ChatRequest::parse(&any::only(&body, &["messages"])) {
+                let _ = (request.to_engine(4096), request.prompt(), request.keep_alive());
+            }
+            if let Ok(request) = GenerateRequest::parse(&any::only(&body, &["prompt"])) {
+                let _ = (request.to_engine(4096), request.prompt(), request.keep_alive());
+            }
+            if let Ok(request) = EmbedRequest::parse(&any::only(&body, &["input"])) {
+                let _ = (request.inputs(), request.keep_alive());
+            }
+        }
+    }
+}
