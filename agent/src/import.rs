@@ -7,12 +7,13 @@ use anyhow::Context as _;
 use fulmar_policy::audit::{Event, Outcome};
 use fulmar_policy::{Action, Permit, Principal};
 use fulmar_registry::catalog::{self, CatalogError};
-use fulmar_registry::import::{self, Imported};
+use fulmar_registry::import::{self, Imported, Resolved};
 use fulmar_registry::{ModelName, Registry};
+use fulmar_sync::LinkCost;
 use serde_json::json;
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, SyncConfig};
 use crate::folder::{self, ModelFile};
 use crate::signing::{self, Rules, Signing};
 use crate::state::State;
@@ -59,6 +60,25 @@ pub(crate) fn check_unsigned(config: &Config, dir: &Path) -> anyhow::Result<()> 
     let limits = fulmar_registry::Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;
     Ok(registry.check_local_import()?)
+}
+
+/// Refuses to fetch what costs more than a metered link may.
+///
+/// # Errors
+/// With what is missing, the limit, and the settings that say so.
+pub(crate) fn check_cost(
+    registry: &Registry,
+    resolved: &Resolved,
+    link: &SyncConfig,
+) -> anyhow::Result<()> {
+    let here: u64 = resolved.files.iter().map(|f| registry.blobs().bytes_present(&f.digest)).sum();
+    let (missing, limit) = (resolved.size_bytes().saturating_sub(here), link.metered_bytes_max);
+    anyhow::ensure!(
+        link.link_cost != LinkCost::Metered || missing <= limit,
+        "{missing} bytes are missing, and the link is metered (sync.link_cost): at most {limit} are \
+         fetched for a model (sync.metered_bytes_max)"
+    );
+    Ok(())
 }
 
 /// Installs and activates what the local owner signed, with its audit entry.

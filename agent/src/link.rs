@@ -12,6 +12,7 @@ use fulmar_registry::manifest::Health;
 use fulmar_registry::{Digest, VerifiedModel};
 use fulmar_sync::{Checked, Deps, Hooks, Identity, Sync};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,8 @@ const GOLDEN_TOKENS_MAX: u32 = 256;
 #[derive(Debug, Default)]
 pub(crate) struct Link {
     sync: Mutex<Option<Sync>>,
+    /// Wakes who mends models on a device of no fleet.
+    broken: Notify,
 }
 
 impl Link {
@@ -45,12 +48,15 @@ impl Link {
                 let told = |corrupt: Vec<Digest>| {
                     tracing::error!("models are damaged: `fulmar doctor` says what to do");
                     let app = Arc::clone(&app);
-                    async move { damage::found(&app, &corrupt).await }
+                    async move {
+                        damage::found(&app, &corrupt).await;
+                        app.link().repair();
+                    }
                 };
                 let blobs = app.models().registry().blobs().clone();
                 let scrub = fulmar_sync::scrub(blobs, interval_s, told);
-                stop.run_until_cancelled(scrub).await;
-                stop.cancelled().await;
+                let mend = damage::fetch_again(&app, &app.link().broken);
+                stop.run_until_cancelled(async { tokio::join!(scrub, mend) }).await;
             }));
         };
         let mut options = fulmar_sync::Options::default();
@@ -97,8 +103,9 @@ impl Link {
 
     /// Looks at what is here against what should be, now: something was found broken.
     pub(crate) fn repair(&self) {
-        if let Some(sync) = &*self.lock() {
-            sync.reconcile();
+        match &*self.lock() {
+            Some(sync) => sync.reconcile(),
+            None => self.broken.notify_one(),
         }
     }
 

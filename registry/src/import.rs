@@ -18,6 +18,7 @@ use crate::manifest::{
 };
 use crate::{CatalogError, ModelName, OwnerError, Registry, Signed, catalog};
 
+pub mod again;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod hub_search;

@@ -120,7 +120,7 @@ fn a_bandwidth_cap_holds() {
 }
 
 /// Flips a bit in the middle of a file, in place, as a dying disk does it; gives what was there.
-fn flip(path: &Path) -> Vec<u8> {
+pub(crate) fn flip(path: &Path) -> Vec<u8> {
     let bytes = std::fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     let mut permissions = std::fs::metadata(path).unwrap().permissions();
@@ -134,7 +134,7 @@ fn flip(path: &Path) -> Vec<u8> {
 }
 
 /// What the agent did with a model of that name, oldest first.
-fn done_with(log: &str, model: &str) -> Vec<String> {
+pub(crate) fn done_with(log: &str, model: &str) -> Vec<String> {
     let entries = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let of_model = entries.filter(|entry| entry["resource"] == model);
     let mut actions: Vec<(u64, String)> = of_model

@@ -187,3 +187,44 @@ fn on_a_metered_link_a_pull_says_what_it_would_cost_and_waits_for_a_yes() {
     let again = ["pull", "hf.co/acme/tiny", "--json"];
     let _ = servers.json(dir.path(), &again, &metered("0"));
 }
+
+/// A process that ends with the test.
+struct Ends(std::process::Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_model_whose_file_breaks_is_fetched_again_from_the_hub_that_it_was_pulled_from() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let _ = servers.json(dir.path(), &["pull", "hf.co/acme/tiny", "--json"], &[]);
+    let before = servers.seen()["asked"].as_array().unwrap().len();
+    let serve = ["serve", "--listen", "127.0.0.1:0"];
+    let scrub = [("FULMAR__REGISTRY__SCRUB_INTERVAL_S", "1")];
+    let agent = servers.command(dir.path(), &serve, &scrub).spawn().unwrap();
+    let _agent = Ends(agent);
+    let in_engine = || {
+        let ps = servers.fulmar(dir.path(), &["ps", "--json"], &[]);
+        let ps: serde_json::Value = serde_json::from_str(&ps.stdout).ok()?;
+        ps["models"][0]["name"].as_str().map(str::to_owned)
+    };
+    let loaded = until("the model is loaded", in_engine);
+    let blob = Servers::blobs(dir.path()).0.into_iter().next().unwrap();
+    let bytes = crate::downloads::flip(&blob);
+    until("it was fetched again", || {
+        std::fs::read(&blob).is_ok_and(|now| now == bytes).then_some(())
+    });
+    until("it is in the engine again", || in_engine().filter(|name| *name == loaded));
+    let recorded = ["model.end", "model.repair"];
+    until("both are recorded", || {
+        let log = servers.fulmar(dir.path(), &["audit", "list", "--json"], &[]);
+        let actions = crate::downloads::done_with(&log.stdout, "acme/tiny:Q8_0");
+        actions.ends_with(&recorded.map(str::to_owned)).then_some(())
+    });
+    assert_eq!(servers.seen()["asked"].as_array().unwrap().len(), before + 1);
+}

@@ -15,7 +15,6 @@ use fulmar_registry::gc::Hold;
 use fulmar_registry::import::hugging_face::{self, Hub};
 use fulmar_registry::import::{self, Imported, Network, Resolved, oci, ollama};
 use fulmar_registry::{ModelName, Options, Registry};
-use fulmar_sync::LinkCost;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -124,6 +123,11 @@ async fn bring_in(
         let bundles = given.as_ref().map_or(resolved.bundles.as_slice(), std::slice::from_ref);
         signing::check(bundles, &weights.digest, rules, now_s)
     };
+    let check_cost = |resolved: &Resolved| match args.metered {
+        true => Ok(()),
+        false => local::check_cost(registry, resolved, link)
+            .with_context(|| format!("pull {}; --metered fetches it all the same", args.model)),
+    };
     let pace = Pace::new(args.bytes_per_s_max);
     let named = args.name.as_deref().map(str::parse::<ModelName>).transpose()?;
     let (resolved, hold, signing) = if hugging_face::Reference::is_one(&args.model) {
@@ -134,7 +138,7 @@ async fn bring_in(
         }
         let resolved = hugging_face::resolve(&hub, &reference).await?;
         let signing = check(&resolved)?;
-        check_cost(registry, &resolved, args, link)?;
+        check_cost(&resolved)?;
         let remote = hub.remote()?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
@@ -145,7 +149,7 @@ async fn bring_in(
         let credentials = credentials(args, &reference)?;
         let (remote, resolved) = oci::resolve(network, credentials, &reference).await?;
         let signing = check(&resolved)?;
-        check_cost(registry, &resolved, args, link)?;
+        check_cost(&resolved)?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
         (resolved, hold, signing)
@@ -171,25 +175,6 @@ async fn bring_in(
     };
     let name = named.unwrap_or_else(|| resolved.name.clone());
     Ok((sign(registry.clone(), resolved, name, hold).await?, signing))
-}
-
-/// Refuses what costs more than a metered link may, unless whoever pays says so.
-fn check_cost(
-    registry: &Registry,
-    resolved: &Resolved,
-    args: &Args,
-    link: &SyncConfig,
-) -> anyhow::Result<()> {
-    let here: u64 = resolved.files.iter().map(|f| registry.blobs().bytes_present(&f.digest)).sum();
-    let (missing, limit) = (resolved.size_bytes().saturating_sub(here), link.metered_bytes_max);
-    let free = args.metered || link.link_cost != LinkCost::Metered;
-    anyhow::ensure!(
-        free || missing <= limit,
-        "pull {}: {missing} bytes are missing, and the link is metered (sync.link_cost): at most \
-         {limit} are fetched for a model (sync.metered_bytes_max); --metered fetches it all the same",
-        args.model
-    );
-    Ok(())
 }
 
 /// Who asks a registry: the environment says, else a file of credentials.

@@ -115,6 +115,16 @@ impl Reference {
     }
 }
 
+impl Reference {
+    /// The file that a manifest's source means, where it came from this hub: the source names the
+    /// repository and the commit.
+    pub(super) fn of_source(hub: &Hub, source: &str, file: &str) -> Option<Self> {
+        let rest = source.strip_prefix(&hub.endpoint)?.strip_prefix('/')?;
+        let (repository, commit) = rest.rsplit_once('@')?;
+        Self::parse(&format!("hf.co/{repository}:{file}@{commit}")).ok()
+    }
+}
+
 fn strip(text: &str) -> Option<&str> {
     let text = text.strip_prefix("https://").unwrap_or(text);
     ["hf.co/", "huggingface.co/", "hf://"].into_iter().find_map(|prefix| text.strip_prefix(prefix))
