@@ -3,11 +3,11 @@
 //! constraint's compiler.
 //!
 //! The public suite is not part of this repository. With its folder in `FULMAR_SCHEMA_SUITE`, its
-//! schemas of drafts 4 to 2020-12 are asked as well:
+//! schemas of drafts 4 to 2020-12 are asked as well; `tests/run` fetches it and says where it is:
 //!
 //! ```sh
-//! git clone --depth 1 https://github.com/json-schema-org/JSON-Schema-Test-Suite /tmp/suite
-//! FULMAR_SCHEMA_SUITE=/tmp/suite cargo test --release -p fulmar-inference --test schemas -- --nocapture
+//! FULMAR_SCHEMA_SUITE=$PWD/tests/output/schema-suite \
+//!     cargo test --profile ci -p fulmar-inference --test schemas -- --nocapture
 //! ```
 
 #![allow(clippy::unwrap_used)] // a failure here is a failed test
