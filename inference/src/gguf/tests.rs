@@ -44,6 +44,24 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
+fn a_file_of_version_2_reads_like_one_of_version_3() {
+    // The layout is the same; version 3 only adds that a file may be big-endian.
+    let (two, three) = (patched("GGUF", 0, &[2, 0, 0, 0]), small_bytes());
+    assert_ne!(two, three);
+    let (two, three) = (Gguf::from_bytes(two).unwrap(), Gguf::from_bytes(three).unwrap());
+    assert_eq!(two.values().collect::<Vec<_>>(), three.values().collect::<Vec<_>>());
+    assert_eq!(two.strings("tokenizer.ggml.tokens").unwrap().unwrap(), ["a", "ä", ""]);
+    assert_eq!(two.f32s("tokenizer.ggml.scores").unwrap().unwrap(), [0.5, -1.0, 2.0]);
+    assert_eq!(two.tensors().len(), 2);
+    for tensor in three.tensors() {
+        let (found, expected) = (two.tensor(&tensor.name), three.tensor(&tensor.name).unwrap());
+        let found = found.unwrap();
+        assert_eq!((&found.info.shape, found.info.ty), (&expected.info.shape, expected.info.ty));
+        assert_eq!(found.data, expected.data);
+    }
+}
+
+#[test]
 fn a_file_reads_like_its_bytes_and_survives_the_removal_of_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.gguf");
