@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use fulmar_tests::{Process, fulmar, json_of, root, text, until};
-use serde_json::Value;
+use fulmar_tests::{Process, client, fulmar, fulmar_ok, json_of, root, text, until};
+use serde_json::{Value, json};
 
 fn write(host: &Path, file: &str, content: &str) {
     let path = host.join(file);
@@ -46,6 +46,31 @@ fn start(place: &Path, config: &Path) -> Process {
     ])
 }
 
+/// Where the agent listens.
+fn address(agent: &Process) -> &str {
+    agent.ready["api_urls"][0].as_str().unwrap().strip_suffix("/v1").unwrap()
+}
+
+/// What `/metrics` answers to a token.
+fn metrics(agent: &Process, token: &str) -> (u16, String) {
+    let asked = client().get(format!("{}/metrics", address(agent))).bearer_auth(token);
+    let response = asked.send().unwrap();
+    (response.status().as_u16(), response.text().unwrap())
+}
+
+fn token(place: &Path, role: &str) -> String {
+    let minted = fulmar_ok(&["token", "mint", "--role", role, "--dir", text(place)]);
+    minted.trim().to_owned()
+}
+
+fn ask(agent: &Process, token: &str) {
+    let question = json!({ "model": "local/fulmar-demo:latest", "max_tokens": 4,
+        "messages": [{ "role": "user", "content": "hello" }] });
+    let url = format!("{}/v1/chat/completions", address(agent));
+    let asked = client().post(url).bearer_auth(token).json(&question).send().unwrap();
+    assert_eq!(asked.status(), 200);
+}
+
 #[test]
 fn heat_and_an_empty_battery_narrow_the_engine_and_ps_and_metrics_say_why() {
     let dir = tempfile::tempdir().unwrap();
@@ -60,7 +85,7 @@ fn heat_and_an_empty_battery_narrow_the_engine_and_ps_and_metrics_say_why() {
         format!("[engine]\nthreads = 4\n[governor]\ninterval_s = 1\nroot = {:?}\n", text(&host)),
     )
     .unwrap();
-    let _agent = start(&place, &config);
+    let agent = start(&place, &config);
     let calm = ps_when(&place, "the sensors are read", |ps| ps["sensors"].is_object());
     assert_eq!(calm["threads"], 4);
     assert_eq!(calm["sensors"]["temperature_c"]["value"], 45.0);
@@ -83,11 +108,45 @@ fn heat_and_an_empty_battery_narrow_the_engine_and_ps_and_metrics_say_why() {
     let said = fulmar(&["ps", "--dir", text(&place)]).stdout;
     assert!(said.contains("narrowed: on battery at 9 %: 1 thread"), "{said}");
     assert!(said.contains("sensor memory_pressure_percent failed"), "{said}");
+    let (operator, app) = (token(&place, "operator"), token(&place, "app"));
+    assert_eq!(metrics(&agent, "").0, 401);
+    let (status, refused) = metrics(&agent, &app);
+    assert!(status == 403 && refused.contains("metrics.read"), "{status}: {refused}");
+    let (status, said) = metrics(&agent, &operator);
+    assert_eq!(status, 200);
+    for line in [
+        "fulmar_engine_narrowed{cause=\"battery\"} 1.0",
+        "fulmar_engine_narrowed{cause=\"temperature\"} 1.0",
+        "fulmar_engine_narrowed{cause=\"quiet_hours\"} 0.0",
+        "fulmar_sensor_failed{sensor=\"memory_pressure_percent\"} 1.0",
+        "fulmar_sensor_failed{sensor=\"temperature_c\"} 0.0",
+        "fulmar_sensor_reading{sensor=\"battery_percent\"} 9.0",
+        "fulmar_sensor_reading{sensor=\"temperature_c\"} 77.0",
+        "fulmar_engine_threads 1",
+        "fulmar_engine_models 1",
+        "fulmar_engine_requests_total 0",
+    ] {
+        assert!(said.lines().any(|l| l == line), "{line}: {said}");
+    }
 
     heat(&host, "60000\n");
     write(&host, "sys/class/power_supply/BAT0/status", "Charging\n");
     let again = ps_when(&place, "full strength again", |ps| causes(ps).is_empty());
     assert_eq!(again["threads"], 4);
+    ask(&agent, &app);
+    let (_, said) = metrics(&agent, &operator);
+    for line in [
+        "fulmar_engine_narrowed{cause=\"battery\"} 0.0",
+        "fulmar_engine_narrowed{cause=\"temperature\"} 0.0",
+        "fulmar_engine_threads 4",
+        "fulmar_engine_requests_total 1",
+        "fulmar_engine_completion_tokens_total 4",
+        "fulmar_engine_running 0",
+        "fulmar_questions_total{model=\"local/fulmar-demo:latest\"} 1",
+        "fulmar_first_token_seconds_count 1",
+    ] {
+        assert!(said.lines().any(|l| l == line), "{line}: {said}");
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -145,4 +147,68 @@ fn the_ollama_package_talks_to_a_device() {
     for endpoint in ["/api/chat", "/api/generate", "/api/embed"] {
         assert!(log.contains(endpoint), "{endpoint} is recorded");
     }
+}
+
+/// Asks for a streamed answer, reads its first words and closes the socket; gives the number of the
+/// audit entry that records the question.
+fn ask_and_leave(device: &Device, question: &serde_json::Value) -> u64 {
+    let address = device.url.strip_prefix("http://").unwrap().strip_suffix("/v1").unwrap();
+    let mut socket = TcpStream::connect(address).unwrap();
+    let body = question.to_string();
+    let head = [
+        "POST /v1/chat/completions HTTP/1.1".to_owned(),
+        format!("Host: {address}"),
+        format!("Authorization: Bearer {}", device.token),
+        "Content-Type: application/json".to_owned(),
+        format!("Content-Length: {}", body.len()),
+    ];
+    socket.write_all(format!("{}\r\n\r\n{body}", head.join("\r\n")).as_bytes()).unwrap();
+    let (mut said, mut piece) = (String::new(), [0; 512]);
+    loop {
+        let len = socket.read(&mut piece).unwrap();
+        assert!(len > 0, "it ended: {said}");
+        said.push_str(&String::from_utf8_lossy(&piece[..len]));
+        let entry = said.split_once("\"audit_entry\":").map(|(_, rest)| rest);
+        if let Some((number, _)) = entry.and_then(|rest| rest.split_once('}')) {
+            return number.parse().unwrap();
+        }
+    }
+}
+
+/// The entry that says how a question's answer ended.
+fn ended(device: &Device, opened: u64) -> Option<serde_json::Value> {
+    let log =
+        fulmar_ok(&["audit", "list", "--json", "--limit", "1000", "--dir", text(&device.dir())]);
+    let mut entries = log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    entries.find(|entry| entry["opened"] == opened)
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_place_and_the_log_says_so() {
+    let device = Device::serving(&root().join("packaging/demo-model/fulmar-demo.gguf"), &[]);
+    let endless = json!({ "type": "grammar", "syntax": "regex", "definition": "[a-z ]{4000}" });
+    let question = json!({ "model": device.model, "stream": true, "response_format": endless,
+        "messages": [{ "role": "user", "content": "go on and on" }] });
+    // A machine that is slow in the wrong place may come to the answer's end first: asked again.
+    let entry = until("an answer is cut short", || {
+        let opened = ask_and_leave(&device, &question);
+        let entry = until("the entry is completed", || ended(&device, opened));
+        (entry["detail"]["finish_reason"] != "length").then_some(entry)
+    });
+    assert_eq!(entry["outcome"], "failed", "{entry}");
+    assert_eq!(entry["detail"]["reason"], "the client went away", "{entry}");
+    assert!(entry["detail"]["tokens"].as_u64().unwrap() < 1000, "{entry}");
+    let ps = until("nothing runs any more", || {
+        let ps = json_of(&["ps", "--json", "--dir", text(&device.dir())]);
+        let model = ps["models"][0].clone();
+        (model["running"] == 0 && model["waiting"] == 0).then_some(model)
+    });
+    assert_eq!(ps["kv"]["used"], 0, "{ps}");
+    assert!(ps["totals"]["cancelled"].as_u64().unwrap() >= 1, "{ps}");
+    let (status, answer) = device.post(
+        "chat/completions",
+        &json!({ "model": device.model, "max_tokens": 4,
+            "messages": [{ "role": "user", "content": "hello" }] }),
+    );
+    assert_eq!(status, 200, "{answer}");
 }
