@@ -61,6 +61,22 @@ fn a_refused_file_ends_with_1_and_one_line_of_reason() {
 }
 
 #[test]
+fn a_file_whose_vocabulary_cannot_be_used_is_refused_though_it_computes() {
+    let (_folder, model) = sample("llama");
+    let mut bytes = std::fs::read(&model).expect("written");
+    // The end token's id stands behind the key's name and the value's type.
+    let key = b"tokenizer.ggml.eos_token_id";
+    let at = bytes.windows(key.len()).position(|w| w == key).expect("is there") + key.len() + 4;
+    bytes[at..at + 4].copy_from_slice(&1_000_000_u32.to_le_bytes());
+    std::fs::write(&model, &bytes).expect("writable");
+    let checked = fulmar(&["debug", "check", &model]);
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("vocabulary") && said.contains("1000000"), "{said}");
+}
+
+#[test]
 fn logits_are_written_for_the_last_positions_of_each_sequence() {
     let (folder, model) = sample("qwen3");
     let sequences = path(&folder, "sequences.json");

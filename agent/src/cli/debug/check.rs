@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use fulmar_inference::backend::{self, BackendOptions, KvType, Rows};
 use fulmar_inference::model::Architecture;
+use fulmar_inference::tokenizer::Tokenizer;
 
 use super::model::{BackendName, Compute, Sequence, open};
 
@@ -36,6 +37,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn facts(path: &Path, compute: &Compute) -> anyhow::Result<String> {
     let gguf = open(path)?;
     let architecture = Architecture::from_gguf(&gguf).context("understand the model")?;
+    // A file without a vocabulary computes; one whose vocabulary is broken would never be served.
+    if gguf.value("tokenizer.ggml.model").is_some() {
+        Tokenizer::from_gguf(&gguf).context("understand the vocabulary")?;
+    }
     let options = BackendOptions {
         threads: compute.threads,
         context_tokens_max: architecture.context_tokens,
