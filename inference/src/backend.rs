@@ -10,6 +10,8 @@ mod check;
 mod copies;
 pub mod native;
 mod pages;
+#[cfg(test)]
+pub(crate) mod plain;
 mod plan;
 
 pub use check::{check_batch, check_blocks, output_rows};
