@@ -1,11 +1,14 @@
-//! The engine's properties, over a backend whose logits depend on every token in the cache.
+//! The engine's properties, over a backend whose logits depend on every token in the cache, and
+//! over real ones.
 
+mod alike;
 mod calls;
 mod failures;
 mod fairness;
 #[cfg(target_os = "linux")]
 mod idle;
 mod texts;
+mod vectors;
 mod whole;
 
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use super::loaded::{Allowance, Loaded, Parts, Stay, Work};
 use super::queue::Queue;
 use super::sequence::{Kind, Sequence};
 use super::*;
-use crate::backend::{KvType, MemoryUse};
+use crate::backend::{Backend, KvType, MemoryUse};
 use crate::kv::BlockPool;
 use crate::model::sample::Sample;
 use crate::sampler::Sampler;
@@ -30,6 +33,7 @@ struct Setup {
     blocks: usize,
     batch_tokens: usize,
     sequences: usize,
+    threads: usize,
     prefix_cache: PrefixCache,
     guesses_max: usize,
     /// Last tokens that the fake's logits depend on.
@@ -43,6 +47,7 @@ impl Default for Setup {
             blocks: 64,
             batch_tokens: 64,
             sequences: 16,
+            threads: 1,
             prefix_cache: PrefixCache::Shared,
             guesses_max: 0,
             sees: usize::MAX,
@@ -101,15 +106,24 @@ fn tokenizer() -> Arc<Tokenizer> {
 
 impl Stage {
     fn new(setup: Setup) -> Self {
-        let (log, queue, tokenizer) =
-            (Arc::<Log>::default(), Queue::new(1000, 1 << 30), tokenizer());
-        let vocab = tokenizer.vocab_len();
-        let backend =
-            Fake::new(setup.blocks, vocab, setup.sees, setup.faults.clone(), Arc::clone(&log));
+        let (log, tokenizer) = (Arc::<Log>::default(), tokenizer());
+        let (vocab, faults) = (tokenizer.vocab_len(), setup.faults.clone());
+        let fake = Fake::new(setup.blocks, vocab, setup.sees, faults, Arc::clone(&log));
+        Self::over(Box::new(fake), setup, tokenizer, log)
+    }
+
+    /// Of a backend with the setup's blocks.
+    fn over(
+        backend: Box<dyn Backend>,
+        setup: Setup,
+        tokenizer: Arc<Tokenizer>,
+        log: Arc<Log>,
+    ) -> Self {
+        let (queue, vocab) = (Queue::new(1000, 1 << 30), tokenizer.vocab_len());
         let info = ModelInfo {
-            name: "fake".to_owned(),
-            architecture: "fake".to_owned(),
-            backend: "fake".to_owned(),
+            name: "staged".to_owned(),
+            architecture: "staged".to_owned(),
+            backend: backend.name().to_owned(),
             backend_reason: String::new(),
             context_tokens: setup.blocks * 32,
             vocabulary: vocab,
@@ -125,7 +139,7 @@ impl Stage {
             info,
             stay: Stay::Idle,
             planned: MemoryUse::default(),
-            backend: Box::new(backend),
+            backend,
             tokenizer,
             pool: BlockPool::new(setup.blocks, setup.prefix_cache),
             draft: None,
@@ -164,7 +178,7 @@ impl Stage {
 
     fn turn(&mut self) {
         let strength = Strength {
-            threads: 1,
+            threads: self.setup.threads,
             batch_tokens: self.setup.batch_tokens,
             sequences: self.setup.sequences,
         };
@@ -182,6 +196,26 @@ impl Stage {
         assert_eq!(kv.used, 0, "blocks are held by nobody: {kv:?}");
     }
 }
+
+/// Texts of many lengths, none the start of another.
+const TEXTS: [&str; 16] = [
+    "the quick brown fox",
+    "once upon a time there was a bird that lived far out at sea, and it came ashore when it suited it",
+    "x",
+    "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30",
+    "the other one",
+    "äöü → the",
+    "on and on and on and on and on",
+    "0",
+    "{\"json\": [true, null, -1.5e3]}",
+    "\n\n\t",
+    "Why is the sky blue, and the sea grey?",
+    "日本語のテキスト",
+    "fn main() { println!(\"{}\", 7); }",
+    "a",
+    "The Fulmar nests on cliffs.",
+    "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+];
 
 /// What came of a request.
 #[derive(Debug, Default, PartialEq)]

@@ -53,46 +53,23 @@ async fn answer(engine: &Engine, request: Request) -> Got {
     finish(engine.generate(request).await.expect("accepted")).await
 }
 
-const TEXTS: [&str; 6] = [
-    "the quick brown fox",
-    "once upon a time there was a bird that lived far out at sea, and it came ashore when it suited it",
-    "x",
-    "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30",
-    "the other one",
-    "äöü → the",
-];
-
-/// Every architecture on every backend with every precision that its cache is given on devices.
-fn every_way() -> impl Iterator<Item = (&'static str, BackendChoice, KvType)> {
-    let backends = [BackendChoice::Native, BackendChoice::Candle];
-    let ways = backends.into_iter().flat_map(|b| [KvType::F16, KvType::Q8].map(|kv| (b, kv)));
-    let ways: Vec<_> = ways.collect();
-    Sample::families().flat_map(move |f| ways.clone().into_iter().map(move |(b, kv)| (f, b, kv)))
-}
-
+/// That they really run at once, and every other way to run them, is in `alike`.
 #[tokio::test(flavor = "multi_thread")]
-async fn on_every_architecture_requests_together_get_the_text_they_get_alone() {
-    for (family, backend, kv_type) in every_way() {
-        let options = || EngineOptions { backend, kv_type, ..options() };
-        let engine = engine_with(family, options()).await;
+async fn on_every_architecture_sixteen_requests_together_get_the_text_they_get_alone() {
+    for family in Sample::families() {
+        let all = EngineOptions { sequences_max: 16, threads: 2, kv_tokens_max: 4096, ..options() };
+        let off = EngineOptions { prefix_cache: PrefixCache::Off, ..all };
+        let engine = engine_with(family, off).await;
         let mut alone = Vec::new();
         for text in TEXTS {
             alone.push(answer(&engine, request(text)).await.ids);
         }
-        let off = EngineOptions { prefix_cache: PrefixCache::Off, ..options() };
-        let fresh = engine_with(family, off).await;
         let mut generations = Vec::new();
-        for text in TEXTS.iter().cycle().take(16) {
-            generations.push(fresh.generate(request(text)).await.expect("accepted"));
+        for text in TEXTS {
+            generations.push(engine.generate(request(text)).await.expect("accepted"));
         }
-        for (i, generation) in generations.into_iter().enumerate() {
-            let got = finish(generation).await;
-            assert_eq!(
-                got.ids,
-                alone[i % TEXTS.len()],
-                "{family}, {backend:?}, {kv_type:?}: {:?}",
-                TEXTS[i % TEXTS.len()]
-            );
+        for ((generation, alone), text) in generations.into_iter().zip(alone).zip(TEXTS) {
+            assert_eq!(finish(generation).await.ids, alone, "{family}: {text:?}");
         }
     }
 }
@@ -309,44 +286,6 @@ async fn the_governor_narrows_and_says_why() {
     engine.govern(governor.update(&Readings::default()));
     assert_eq!(answer(&engine, request("same")).await.ids, before.ids);
     assert_eq!(engine.status().threads, 4);
-}
-
-/// Every way to run the same requests gives the same texts, with real backends.
-async fn texts_of(family: &str, options: EngineOptions, requests: &[Request]) -> Vec<Vec<u32>> {
-    let engine = engine_with(family, options).await;
-    let mut generations = Vec::new();
-    for request in requests {
-        generations.push(engine.generate(request.clone()).await.expect("accepted"));
-    }
-    let mut texts = Vec::new();
-    for generation in generations {
-        let got = finish(generation).await;
-        assert_eq!(got.failed, None);
-        texts.push(got.ids);
-    }
-    texts
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn preempted_or_guessed_or_from_the_prefix_cache_the_texts_are_the_same() {
-    for (family, backend, kv_type) in every_way() {
-        let speculation = Speculation::Off;
-        let options = || EngineOptions { backend, kv_type, speculation, ..options() };
-        let mut requests = Vec::new();
-        for (i, text) in TEXTS.iter().cycle().take(9).enumerate() {
-            let sampling =
-                Sampling { temperature: 0.7, seed: Some(i as u64), ..Sampling::default() };
-            let sampling = if i % 2 == 0 { Sampling::greedy() } else { sampling };
-            requests.push(Request { sampling, max_tokens: Some(70), ..request(text) });
-        }
-        let plain = EngineOptions { prefix_cache: PrefixCache::Off, ..options() };
-        let expected = texts_of(family, plain, &requests).await;
-        let tight = EngineOptions { kv_tokens_max: 256, ..options() };
-        let way = format!("{family}, {backend:?}, {kv_type:?}");
-        assert_eq!(texts_of(family, tight, &requests).await, expected, "preempted: {way}");
-        let guessing = EngineOptions { speculation: Speculation::Auto, ..options() };
-        assert_eq!(texts_of(family, guessing, &requests).await, expected, "guessed: {way}");
-    }
 }
 
 /// An engine with a model, and a draft beside it.
