@@ -153,6 +153,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let ended = match options.stay {
         Stay::Once => Ok(()),
         Stay::UntilInterrupted => tokio::select! {
+            // Ctrl-C reaches all three processes: that the others end then is no failure.
+            biased;
             signal = crate::serve::stop_signal(crate::serve::Lifetime::Service) => signal,
             error = control.ended() => Err(error),
             error = agent.ended() => Err(error),

@@ -1,7 +1,8 @@
 """An operator in a real browser. Speaks with the test over standard input and output:
 
-says `waiting` when signed in and looking at a device that is not online; then reads the number of
-the audit entry that it must see, and finds everything on the page as it changes, never reloading.
+says `waiting` when signed in and looking at a device that is away and has never had the model; then
+reads the number of the audit entry that it must see, and finds everything on the page as it changes,
+never reloading.
 """
 
 import os
@@ -44,9 +45,29 @@ def page_text():
     return browser.execute_script("return document.body.innerText")
 
 
-def states():
+def device_state():
     return browser.execute_script(
-        "return Array.from(document.querySelectorAll('.state'), e => e.innerText.trim())"
+        "return document.querySelector('#live > p > .state')?.innerText.trim() ?? null"
+    )
+
+
+def model_state():
+    """What the device says of the model, below `What it holds`; None while it says nothing."""
+    return browser.execute_script(
+        "const holds = Array.from(document.querySelectorAll('h2'))"
+        ".find(h => h.innerText.trim().toLowerCase() === 'what it holds');"
+        "const row = Array.from(holds?.parentElement.querySelectorAll('tbody tr') ?? [])"
+        ".find(r => r.innerText.includes(arguments[0]));"
+        "return row?.querySelector('.state').innerText.trim() ?? null", model
+    )
+
+
+def entry_is_shown(entry, *more):
+    """Whether a row is about the run of a model that has this number, and says more words."""
+    return browser.execute_script(
+        "return Array.from(document.querySelectorAll('tr'), r => r.innerText.split(/\\s+/))"
+        ".some(words => arguments[0].every(word => words.includes(word)))",
+        ["model.run", entry, *more],
     )
 
 
@@ -70,24 +91,26 @@ try:
     until("the fleet", lambda: device in browser.page_source)
 
     browser.get(f"{url}/devices/{device}")
-    until("the device's page", lambda: len(states()) > 0)
+    # It was online a moment ago, and a page that says so already could not show a change.
+    until("the device is away", lambda: device_state() == "offline")
+    assert model_state() is None, model_state()
     # Put on the page once: still there at the end if nothing was reloaded.
     browser.execute_script("document.body.dataset.never = 'reloaded'")
     print("waiting", flush=True)
     entry = sys.stdin.readline().strip()
 
-    until("the device turns online", lambda: "online" in states())
-    until("the model turns active", lambda: "active" in states())
-    until("the entry of the question", lambda: browser.execute_script(
-        "return Array.from(document.querySelectorAll('tr'), r => r.innerText)"
-        ".some(t => t.includes('model.run') && t.split(/\\s+/).includes(arguments[0]))", entry))
+    until("the device turns online", lambda: device_state() == "online")
+    until("the model turns active", lambda: model_state() == "active")
+    until("the entry of the question", lambda: entry_is_shown(entry))
     assert browser.execute_script("return document.body.dataset.never") == "reloaded"
     browser.save_screenshot(str(screenshots / "console-device.png"))
 
     for path in ("fleet", "models", "deployments", "audit"):
         browser.get(f"{url}/{path}")
         until(f"the page {path}", lambda: browser.find_elements(By.TAG_NAME, "h1"))
-        if path != "audit":
+        if path == "audit":
+            until("the entry of the question on audit", lambda: entry_is_shown(entry, "quickstart"))
+        else:
             until(f"the model or the device on {path}", lambda: model in page_text())
         browser.save_screenshot(str(screenshots / f"console-{path}.png"))
 

@@ -7,17 +7,21 @@ use std::process::{Command, Stdio};
 
 use fulmar_tests::{Fleet, output_dir, python, root};
 
+/// Released while the operator watches: the device has not heard of it before.
+const MODEL: &str = "acme/pumps:1";
+
 #[test]
 fn an_operator_sees_the_device_turn_active_and_what_it_was_asked() {
     let fleet = Fleet::made();
     let _control = fleet.start_control();
+    let (name, password) = fleet.operator_credentials();
     let mut browser = Command::new(python())
         .arg(root().join("tests/browser/console.py"))
         .env("CONSOLE_URL", fleet.facts["console_url"].as_str().unwrap())
-        .env("CONSOLE_USER", fleet.facts["console_user"].as_str().unwrap())
-        .env("CONSOLE_PASSWORD", fleet.facts["console_password"].as_str().unwrap())
+        .env("CONSOLE_USER", name)
+        .env("CONSOLE_PASSWORD", password)
         .env("DEVICE_ID", fleet.facts["device_id"].as_str().unwrap())
-        .env("MODEL", fleet.model())
+        .env("MODEL", MODEL)
         .env("SCREENSHOTS", output_dir())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -30,7 +34,13 @@ fn an_operator_sees_the_device_turn_active_and_what_it_was_asked() {
     let agent = (line.trim() == "waiting").then(|| fleet.start_agent());
     let mut stdin = browser.stdin.take().unwrap();
     if agent.is_some() {
-        let (status, answer) = fleet.ask("turn on the fan in the boiler room");
+        fleet.release(MODEL, &[]);
+        fleet.until_status("the model is active on the device", |status| {
+            let mut models = status["models"].as_array().unwrap().iter();
+            models.any(|model| model["name"] == MODEL && model["slot"] == "active")
+        });
+        let question = "turn on the fan in the boiler room";
+        let (status, answer) = fleet.ask_model(fleet.token(), MODEL, question);
         // A failed question is seen by the browser too: it waits in vain.
         let entry = if status == 200 { answer["fulmar"]["audit_entry"].clone() } else { answer };
         writeln!(stdin, "{entry}").unwrap();

@@ -20,8 +20,9 @@ impl<'a> Island<'a> {
     fn joined(fleet: &'a Fleet, place: &Path, name: &str) -> Self {
         let dir = place.join(name);
         let control = fleet.start_control();
-        let made =
-            json_of(&[&["join-token", "--hours", "48", "--json"][..], &access(fleet)].concat());
+        let made = json_of(
+            &[&["join-token", "--hours", "48", "--json"][..], &fleet.console_access()].concat(),
+        );
         assert_eq!(control.stop(), 0);
         let join_token = made["token"].as_str().unwrap();
         let file = |what: &str| place.join(format!("{name}-{what}.json"));
@@ -116,11 +117,6 @@ fn deploy(fleet: &Fleet, devices: &Value) {
     assert_eq!(control.stop(), 0);
 }
 
-fn access(fleet: &Fleet) -> [&str; 4] {
-    let console = fleet.facts["console_url"].as_str().unwrap();
-    ["--console", console, "--password", fleet.facts["console_password"].as_str().unwrap()]
-}
-
 /// The owner changes the policy, and the operator hands it to the control plane.
 fn policy(fleet: &Fleet, command: &str, arguments: &[&str]) {
     let registry = fleet.owner_dir().join("registry");
@@ -128,7 +124,7 @@ fn policy(fleet: &Fleet, command: &str, arguments: &[&str]) {
     let change = ["registry", "policy", command, text(&registry), "--key", text(&key)];
     let _ = fulmar_ok(&[&change[..], arguments].concat());
     let control = fleet.start_control();
-    let _ = fulmar_ok(&[&["publish", text(&registry)][..], &access(fleet)].concat());
+    let _ = fulmar_ok(&[&["publish", text(&registry)][..], &fleet.console_access()].concat());
     assert_eq!(control.stop(), 0);
 }
 
@@ -250,13 +246,13 @@ fn a_bundle_for_a_group_is_taken_by_its_members_and_refused_by_whoever_is_not() 
     let _ = fulmar_ok(&["bundle", "report", "--out", text(&reports), "--dir", text(&other.dir)]);
     let control = fleet.start_control();
     let hand_in = ["bundle", "hand-in", text(&reports), "--json"];
-    let taken = json_of(&[&hand_in[..], &access(&fleet)].concat());
+    let taken = json_of(&[&hand_in[..], &fleet.console_access()].concat());
     assert_eq!((&taken["device_id"], &taken["known"]), (&json!(other.id), &json!(0)), "{taken}");
     let listed = ["group", "list", "plant-a", "--json"];
-    let listed = json_of(&[&listed[..], &access(&fleet)].concat());
+    let listed = json_of(&[&listed[..], &fleet.console_access()].concat());
     assert_eq!(listed["devices"].as_array().unwrap().len(), 2, "{listed}");
     let remove = ["group", "remove", "plant-a", "other", "--json"];
-    let left = json_of(&[&remove[..], &access(&fleet)].concat());
+    let left = json_of(&[&remove[..], &fleet.console_access()].concat());
     assert_eq!(left["devices"][0]["removed"], json!(["plant-a"]));
     assert_eq!(control.stop(), 0);
     let _ = export(&fleet, &["--device", &other.id], &bundles[2]);

@@ -3,22 +3,6 @@
 use fulmar_tests::{Fleet, client, fulmar, fulmar_ok, json_of, root, text, until};
 use serde_json::{Value, json};
 
-fn access(fleet: &Fleet) -> [&str; 4] {
-    let console = fleet.facts["console_url"].as_str().unwrap();
-    ["--console", console, "--password", fleet.facts["console_password"].as_str().unwrap()]
-}
-
-/// The owner signs the default model under another name, and the operator deploys it to all.
-fn release(fleet: &Fleet, name: &str, more: &[&str]) {
-    let demo = root().join("packaging/demo-model/fulmar-demo.gguf");
-    let (registry, key) =
-        (fleet.owner_dir().join("registry"), fleet.owner_dir().join("registry.key"));
-    let sign = ["registry", "publish", text(&registry), text(&demo), "--name", name, "--key"];
-    let _ = fulmar_ok(&[&sign[..], &[text(&key)], more].concat());
-    let hand_in = ["publish", text(&registry), "--file", text(&demo), "--deploy", "all"];
-    let _ = fulmar_ok(&[&hand_in[..], &access(fleet)].concat());
-}
-
 /// Asks the agent as an app does.
 fn get(fleet: &Fleet, url: &str, path: &str) -> (u16, Value) {
     let url = format!("{}{path}", url.trim_end_matches("/v1"));
@@ -32,7 +16,7 @@ fn the_registrys_models_are_found_offline_on_the_command_line_and_over_http() {
     let control = fleet.start_control();
     let measured = ["--evaluation", "held-out commands:exact_match=0.951:1000"];
     let more = [&["--license", "MIT", "--source", "plant A"][..], &measured].concat();
-    release(&fleet, "acme/pumps:1", &more);
+    fleet.release("acme/pumps:1", &more);
     let agent = fleet.start_agent();
     fleet.until_status("both models are active", |status| {
         let active = |m: &&Value| m["slot"] == "active";
@@ -172,7 +156,7 @@ fn a_draft_that_comes_after_its_model_is_taken_up() {
     let fleet = Fleet::made();
     let control = fleet.start_control();
     let agent = fleet.start_agent();
-    release(&fleet, "acme/pumps:1", &["--draft", "acme/small:1"]);
+    fleet.release("acme/pumps:1", &["--draft", "acme/small:1"]);
     let dir = fleet.device_dir();
     let pumps = || {
         let ps = json_of(&["ps", "--json", "--dir", text(&dir)]);
@@ -181,7 +165,7 @@ fn a_draft_that_comes_after_its_model_is_taken_up() {
     };
     let alone = until("the model is loaded", pumps);
     assert!(alone["draft_refused"].as_str().unwrap().contains("acme/small:1"), "{alone}");
-    release(&fleet, "acme/small:1", &[]);
+    fleet.release("acme/small:1", &[]);
     until("it has its draft", || {
         let model = pumps()?;
         (model["draft"] == "acme/small:1" && model["draft_refused"].is_null()).then_some(())
@@ -214,7 +198,7 @@ fn what_the_owners_policy_says_of_installing_rules_pull_on_an_enrolled_device() 
     let set = ["registry", "policy", "set", text(&registry), text(&file), "--key", text(&key)];
     let _ = fulmar_ok(&set);
     let control = fleet.start_control();
-    let _ = fulmar_ok(&[&["publish", text(&registry)][..], &access(&fleet)].concat());
+    let _ = fulmar_ok(&[&["publish", text(&registry)][..], &fleet.console_access()].concat());
     let agent = fleet.start_agent();
     fleet.until_status("the policy is there", |status| status["policy_version"] == 1);
     assert_eq!(agent.stop(), 0);

@@ -149,14 +149,7 @@ fn a_replayed_older_timestamp_is_refused_and_the_device_works_on() {
         "--key",
         text(&key),
     ]);
-    let _ = fulmar_ok(&[
-        "publish",
-        text(&registry),
-        "--console",
-        fleet.facts["console_url"].as_str().unwrap(),
-        "--password",
-        fleet.facts["console_password"].as_str().unwrap(),
-    ]);
+    let _ = fulmar_ok(&[&["publish", text(&registry)][..], &fleet.console_access()].concat());
     let _agent = fleet.start_agent();
     let checked_in = |s: &serde_json::Value| s["link"]["checked_in_at_s"].as_i64().unwrap_or(0);
     let first = fleet.until_status("the device checks in", |s| checked_in(s) > 0);

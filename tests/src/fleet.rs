@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
-use crate::process::{Process, json_of};
+use crate::process::{Process, fulmar_ok, json_of};
 use crate::until;
 
 /// Owner, control plane and device in one directory.
@@ -16,7 +16,9 @@ pub struct Fleet {
     dir: tempfile::TempDir,
     /// What the quickstart said.
     pub facts: Value,
-    ports: Value,
+    /// What it remembers: ports, and who signs in to the console.
+    memory: Value,
+    token: String,
 }
 
 impl Fleet {
@@ -30,8 +32,9 @@ impl Fleet {
         let place = dir.path().join("fleet");
         let facts = json_of(&["quickstart", "--once", "--json", "--dir", text(&place)]);
         let memory = std::fs::read(place.join("quickstart.json")).expect("it remembers its ports");
-        let memory: Value = serde_json::from_slice(&memory).expect("its memory is JSON");
-        Self { dir, facts, ports: memory["ports"].clone() }
+        let memory = serde_json::from_slice(&memory).expect("its memory is JSON");
+        let token = fulmar_ok(&["token", "mint", "--dir", text(&place.join("device"))]);
+        Self { dir, facts, memory, token: token.trim().to_owned() }
     }
 
     fn place(&self) -> PathBuf {
@@ -57,7 +60,19 @@ impl Fleet {
     }
 
     fn port(&self, name: &str) -> String {
-        format!("127.0.0.1:{}", self.ports[name])
+        format!("127.0.0.1:{}", self.memory["ports"][name])
+    }
+
+    /// The owner signs the default model under another name, with more arguments to `fulmar registry
+    /// publish`, and the operator deploys it to all.
+    pub fn release(&self, name: &str, more: &[&str]) {
+        let model = crate::demo_model();
+        let (registry, key) =
+            (self.owner_dir().join("registry"), self.owner_dir().join("registry.key"));
+        let sign = ["registry", "publish", text(&registry), text(&model), "--name", name, "--key"];
+        let _ = fulmar_ok(&[&sign[..], &[text(&key)], more].concat());
+        let hand_in = ["publish", text(&registry), "--file", text(&model), "--deploy", "all"];
+        let _ = fulmar_ok(&[&hand_in[..], &self.console_access()].concat());
     }
 
     /// Starts the control plane on the ports that the device knows.
@@ -108,23 +123,46 @@ impl Fleet {
         self.facts["model"]["name"].as_str().expect("the quickstart names the model")
     }
 
-    /// The app's token.
+    /// An app's token.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Who signs in to the console: name and password.
+    ///
+    /// # Panics
+    /// When the quickstart did not remember them.
+    #[must_use]
+    pub fn operator_credentials(&self) -> (&str, &str) {
+        let remembered = |name: &str| self.memory[name].as_str().expect("the quickstart keeps it");
+        (remembered("admin"), remembered("admin_password"))
+    }
+
+    /// The options of the owner's commands that say where the console is and how to sign in.
     ///
     /// # Panics
     /// When the quickstart did not say it.
     #[must_use]
-    pub fn token(&self) -> &str {
-        self.facts["api_token"].as_str().expect("the quickstart gives a token")
+    pub fn console_access(&self) -> [&str; 4] {
+        let url = self.facts["console_url"].as_str().expect("the quickstart names the console");
+        ["--console", url, "--password", self.operator_credentials().1]
     }
 
     /// Asks the model; gives status and body.
+    #[must_use]
+    pub fn ask_as(&self, token: &str, content: &str) -> (u16, Value) {
+        self.ask_model(token, self.model(), content)
+    }
+
+    /// Asks a model of this name; gives status and body.
     ///
     /// # Panics
     /// When the agent cannot be reached.
     #[must_use]
-    pub fn ask_as(&self, token: &str, content: &str) -> (u16, Value) {
+    pub fn ask_model(&self, token: &str, model: &str, content: &str) -> (u16, Value) {
         let body = json!({
-            "model": self.model(),
+            "model": model,
             "messages": [{ "role": "user", "content": content }],
             "temperature": 0,
             "max_tokens": 64,
@@ -175,9 +213,8 @@ impl Fleet {
 
     fn as_operator(&self, path: &str, body: Option<&Value>) -> Value {
         let url = format!("http://{}/api/v1", self.port("console"));
-        let credentials = json!({
-            "name": self.facts["console_user"], "password": self.facts["console_password"],
-        });
+        let (name, password) = self.operator_credentials();
+        let credentials = json!({ "name": name, "password": password });
         let answer: Value = client()
             .post(format!("{url}/sign-in"))
             .json(&credentials)

@@ -10,6 +10,8 @@ mod process;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 pub use device::Device;
 pub use fleet::{Fleet, client, text};
 pub use process::{Output, Process, fulmar, fulmar_ok, json_of};
@@ -44,6 +46,29 @@ pub fn output_dir() -> PathBuf {
 #[must_use]
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The embedded default model.
+#[must_use]
+pub fn demo_model() -> PathBuf {
+    root().join("packaging/demo-model/fulmar-demo.gguf")
+}
+
+/// A `logit_bias` under which the default model does not end an answer by itself: its end token, as
+/// its file names it, is as good as never drawn.
+///
+/// # Panics
+/// When the file does not name one.
+#[must_use]
+pub fn endless() -> Value {
+    let bytes = std::fs::read(demo_model()).expect("the default model can be read");
+    let key = b"tokenizer.ggml.eos_token_id";
+    let at = bytes.windows(key.len()).position(|window| window == key);
+    let value = at.expect("the file names its end token") + key.len();
+    // GGUF: the value's type (4: an unsigned number of 32 bits), then the value.
+    let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    assert_eq!(number(value), 4, "the end token is an unsigned number");
+    json!({ number(value + 4).to_string(): -100 })
 }
 
 /// Waits until `probe` gives something, for [`PATIENCE`] at most.

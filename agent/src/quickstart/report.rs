@@ -84,6 +84,8 @@ impl Report {
     }
 }
 
+/// No secrets: what this prints ends up in logs. The console's password lies in `quickstart.json`,
+/// and `fulmar token mint` makes tokens.
 fn print_json(facts: &Facts<'_>) -> anyhow::Result<()> {
     let object = json!({
         "answer": facts.answer.text,
@@ -93,15 +95,13 @@ fn print_json(facts: &Facts<'_>) -> anyhow::Result<()> {
             "name": facts.release.name.to_string(),
             "digest": facts.release.digest.to_string(),
         },
-        "audit": { "entries": facts.verified.entries, "verified": true },
-        "audit_entry": facts.answer.audit_entry,
+        "audit": {
+            "entries": facts.verified.entries,
+            // The whole log holds, or there was nothing to print; this is about the answer's entry.
+            "verified": facts.verified.covers(facts.answer.audit_entry),
+        },
         "console_url": facts.console_url,
-        "console_user": facts.admin,
-        "console_password": facts.admin_password,
         "api_url": facts.api_url,
-        "api_token": facts.app_token,
-        "dir": facts.dir,
-        "elapsed_ms": u64::try_from(facts.elapsed.as_millis()).unwrap_or(u64::MAX),
     });
     println!("{object}");
     Ok(())
@@ -154,14 +154,14 @@ fn print_prose(facts: &Facts<'_>) {
         "  the question is entry {} of {}, all verified, {} signed by the device",
         facts.answer.audit_entry, facts.verified.entries, facts.verified.signed_entries
     );
-    println!("  fulmar audit show {} --dir {device_dir}", facts.answer.audit_entry);
-    println!("  fulmar audit verify --dir {device_dir}");
-    println!("  ({} is this program)", program());
+    let program = program();
+    println!("{program} audit show {} --dir {device_dir}", facts.answer.audit_entry);
+    println!("{program} audit verify --dir {device_dir}");
 
     println!("\nEverything lies in {}. Ctrl-C stops it.", facts.dir.display());
 }
 
-/// This program, as it would be typed.
+/// This program's whole path, so that what is printed works wherever it was started from.
 fn program() -> String {
     std::env::current_exe()
         .map_or_else(|_| "fulmar".into(), |path| shell_word(&path.display().to_string()))

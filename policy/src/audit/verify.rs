@@ -21,6 +21,14 @@ pub struct Verified {
     pub cosigned_entries: u64,
 }
 
+impl Verified {
+    /// Whether entry `seq` is in the log, and under the device's signature.
+    #[must_use]
+    pub fn covers(&self, seq: u64) -> bool {
+        (1..=self.signed_entries).contains(&seq)
+    }
+}
+
 /// Reads every entry, recomputes every hash and checks every signature. `device_key` is the
 /// device's public audit key and `control_plane_key` the co-signing one, where there is one
 /// (Ed25519, 32 bytes each).
@@ -222,6 +230,7 @@ mod tests {
         b.write(|tx| append(tx, &event(4)).map(|_| ()));
         let found = b.verify().unwrap();
         assert_eq!((found.entries, found.signed_entries, found.cosigned_entries), (5, 4, 3));
+        assert_eq!([0, 1, 4, 5].map(|seq| found.covers(seq)), [false, true, true, false]);
     }
 
     #[test]
