@@ -5,8 +5,8 @@
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use fulmar_tests::{Fleet, Process, client, fulmar_ok, json_of, text};
-use serde_json::json;
+use fulmar_tests::{Fleet, Process, client, endless, fulmar_ok, json_of, text};
+use serde_json::{Value, json};
 
 /// From the start after a kill to the first answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -37,8 +37,8 @@ fn an_agent_killed_in_mid_answer_serves_again_and_its_log_says_so() {
     let body = json!({
         "model": fleet.model(),
         "messages": [{ "role": "user", "content": "hello" }],
-        // No end token, so that the answer is long and the kill comes in its middle.
-        "logit_bias": {},
+        // It does not end by itself: the answer is long, and the kill comes in its middle.
+        "logit_bias": endless(),
         "temperature": 1.9,
         "stream": true,
         "max_tokens": 900,
@@ -52,15 +52,24 @@ fn an_agent_killed_in_mid_answer_serves_again_and_its_log_says_so() {
     let mut first = [0; 16];
     stream.read_exact(&mut first).unwrap();
     agent.kill();
+    let dir = fleet.device_dir();
+    let list = || {
+        let log = fulmar_ok(&["audit", "list", "--json", "--limit", "50", "--dir", text(&dir)]);
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let open = list()[0].clone();
+    let begun = (&open["action"], &open["outcome"]);
+    assert_eq!(begun, (&json!("model.run"), &json!("started")), "an answer was open: {open}");
 
     let _agent = started_again(&fleet);
-    let dir = fleet.device_dir();
-    let log = fulmar_ok(&["audit", "list", "--json", "--limit", "50", "--dir", text(&dir)]);
-    let entries: Vec<serde_json::Value> =
-        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let entries = list();
+    let closed = entries.iter().find(|entry| entry["opened"] == open["seq"]);
+    let closed = closed.unwrap_or_else(|| panic!("the answer has no end: {entries:?}"));
+    assert_eq!(closed["outcome"], "failed", "{closed}");
+    assert_eq!(closed["detail"]["reason"], "the agent stopped before this ended");
     let started = entries.iter().filter(|e| e["outcome"] == "started").count();
     let ended = entries.iter().filter(|e| e["opened"].is_u64()).count();
-    assert_eq!(started, ended, "every question that began has an end: {log}");
+    assert_eq!(started, ended, "every question that began has an end: {entries:?}");
     let verified = json_of(&["audit", "verify", "--json", "--dir", text(&dir)]);
     assert!(verified["entries"].as_u64().unwrap() > 0);
 }
