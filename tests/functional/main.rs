@@ -7,6 +7,7 @@ mod governor;
 mod quickstart;
 mod room;
 mod search;
+mod service;
 mod surface;
 
 use std::process::{Command, Stdio};

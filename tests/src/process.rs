@@ -73,8 +73,21 @@ impl Process {
     /// When it ends first, or says something that is no JSON.
     #[must_use]
     pub fn start<A: AsRef<OsStr> + std::fmt::Debug>(arguments: &[A]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// Starts `fulmar` with more variables in its environment.
+    ///
+    /// # Panics
+    /// When it ends first, or says something that is no JSON.
+    #[must_use]
+    pub fn start_with<A: AsRef<OsStr> + std::fmt::Debug>(
+        arguments: &[A],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut child = Command::new(crate::fulmar_bin())
             .args(arguments)
+            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

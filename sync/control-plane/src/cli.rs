@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use crate::carry::Wanted;
-use crate::{Config, InitOptions, gc};
+use crate::{Config, InitOptions, gc, systemd};
 
 /// Arguments of the control plane.
 #[derive(Debug, clap::Args)]
@@ -305,17 +305,12 @@ fn serve(args: Serve) -> anyhow::Result<ExitCode> {
             let mut out = std::io::stdout();
             writeln!(out, "{ready}").and_then(|()| out.flush()).context("say that it serves")?;
         }
-        notify(sd_notify::NotifyState::Ready);
+        systemd::ready();
+        let alive = tokio::spawn(systemd::watchdog());
         running.stopped().await?;
+        alive.abort();
         Ok(ExitCode::SUCCESS)
     })
-}
-
-/// Tells systemd, if it started this process.
-fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "failed to tell systemd");
-    }
 }
 
 fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
@@ -327,7 +322,7 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        notify(sd_notify::NotifyState::Stopping);
+        systemd::stopping();
     })
 }
 

@@ -50,6 +50,7 @@ mod rollout;
 mod schema;
 mod serve;
 mod session;
+mod systemd;
 mod throttle;
 mod tls;
 mod witness;
