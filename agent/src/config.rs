@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{engine, governor, http, logging};
@@ -182,6 +183,18 @@ impl Config {
         table.try_into().map_err(parse)
     }
 
+    /// Refuses what no agent can be started with: `serve`, `config check` and `doctor` say the same.
+    ///
+    /// # Errors
+    /// Names the section and the field.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.http.check()?;
+        self.engine.check()?;
+        self.governor.check()?;
+        fulmar_sync::check_blob_urls(&self.sync.blob_urls).context("read sync.blob_urls")?;
+        self.log.check()
+    }
+
     /// The state directory: the argument's, the file's, or the default.
     ///
     /// # Errors
@@ -270,6 +283,22 @@ mod tests {
         let error = read("", &[("FULMAR__REGISTRY__COLOUR", "red")]).unwrap_err().to_string();
         assert!(error.contains("FULMAR__REGISTRY__COLOUR") && error.contains("colour"), "{error}");
         assert!(read("", &[("FULMAR__", "1")]).is_err());
+    }
+
+    #[test]
+    fn what_no_agent_can_start_with_is_refused_by_its_field() {
+        read("", &[]).unwrap().check().unwrap();
+        for (text, field) in [
+            ("[http]\nlisten = [\"0.0.0.0:80\"]", "http.exposure"),
+            ("[engine]\nthreads = 5000", "threads"),
+            ("[engine]\nsequences_max = 0", "sequences_max"),
+            ("[governor]\ninterval_s = 0", "interval_s"),
+            ("[sync]\nblob_urls = [\"ftp://cache.local\"]", "sync.blob_urls"),
+            ("[log]\nlevel = \"fulmar=loud\"", "log.level"),
+        ] {
+            let refused = format!("{:#}", read(text, &[]).unwrap().check().unwrap_err());
+            assert!(refused.contains(field), "{text}: {refused}");
+        }
     }
 
     proptest::proptest! {

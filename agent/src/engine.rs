@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use fulmar_inference::backend::{KvType, WeightCopies};
 use fulmar_inference::engine::{BackendChoice, EngineOptions, PrefixCache, Speculation};
 use fulmar_registry::ModelName;
@@ -91,8 +92,25 @@ impl Config {
         Drafts::new(self.drafts.clone(), self.speculation)
     }
 
+    /// Refuses limits that are out of range, and processors that this process may not use.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.limits().check().context("read the section engine")
+    }
+
     /// The engine's options; `copies` is where it may keep regrouped weights.
     pub(crate) fn options(&self, copies: WeightCopies) -> EngineOptions {
+        let weight_copies = match self.regrouped_weights {
+            RegroupedWeights::Stored => Some(copies),
+            RegroupedWeights::Off => None,
+        };
+        EngineOptions { weight_copies, ..self.limits() }
+    }
+
+    /// The same, where nothing is kept.
+    fn limits(&self) -> EngineOptions {
         let default = EngineOptions::default();
         EngineOptions {
             budget_bytes: match self.budget_bytes {
@@ -115,10 +133,6 @@ impl Config {
             prefix_cache: self.prefix_cache,
             speculation: self.speculation,
             cpus: self.cpus.0.clone(),
-            weight_copies: match self.regrouped_weights {
-                RegroupedWeights::Stored => Some(copies),
-                RegroupedWeights::Off => None,
-            },
             ..default
         }
     }

@@ -41,7 +41,7 @@ use crate::app::App;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     /// Addresses to listen on. Tokens travel in clear text, so anything but loopback is refused
-    /// unless `allow_remote` says otherwise.
+    /// unless `exposure` says otherwise.
     pub(crate) listen: Vec<SocketAddr>,
     /// `loopback-only`, or `behind-proxy` where a proxy on the way speaks TLS.
     pub(crate) exposure: Exposure,

@@ -32,6 +32,20 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Refuses a level that cannot be read.
+    ///
+    /// # Errors
+    /// Names it.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.filter().map(drop)
+    }
+
+    fn filter(&self) -> anyhow::Result<EnvFilter> {
+        EnvFilter::try_new(&self.level).with_context(|| format!("read log.level {:?}", self.level))
+    }
+}
+
 /// How much of the log goes to standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Console {
@@ -84,5 +98,5 @@ fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
     if let Ok(filter) = EnvFilter::try_from_env("FULMAR_LOG") {
         return Ok(filter);
     }
-    EnvFilter::try_new(&config.level).with_context(|| format!("read log.level {:?}", config.level))
+    config.filter()
 }

@@ -51,7 +51,7 @@ pub(crate) enum Lifetime {
 /// # Errors
 /// What could not be opened.
 pub(crate) fn open(config: Config, dir: &Path) -> anyhow::Result<Arc<App>> {
-    config.governor.check()?;
+    config.check()?;
     let state = State::open(dir)?;
     let limits = fulmar_registry::Options { blob_bytes_max: config.registry.blobs_bytes_max };
     let registry = Registry::open(&state.registry_dir(), state.store().clone(), &limits)?;

@@ -46,6 +46,7 @@ pub use desired::{Desired, DesiredModel, load as desired};
 pub use download::{DownloadError, Downloader, Limits, LinkCost};
 pub use enroll::{EnrollError, Enrollment, enroll, enroll_by_answer, enroll_request};
 pub use identity::{Identity, IdentityError};
+pub use mirror::{BlobUrlError, check_blob_urls};
 pub use outbox::record;
 pub use plan::{Actual, Blocked, Files, Held, Origin, Plan, Step, plan};
 pub use reconcile::{Checked, Hooks, StepError, wanted};

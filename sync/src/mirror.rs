@@ -19,15 +19,41 @@ pub(crate) struct Mirror {
     base: String,
 }
 
+/// An address that cannot be asked for blobs.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("ask {url:?} for blobs: {reason}")]
+pub struct BlobUrlError {
+    /// The address.
+    pub url: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Refuses what cannot be asked for blobs.
+///
+/// # Errors
+/// [`BlobUrlError`] where one is no address of HTTP.
+pub fn check_blob_urls(urls: &[String]) -> Result<(), BlobUrlError> {
+    for url in urls {
+        let refuse = |reason: String| BlobUrlError { url: url.clone(), reason };
+        let parsed = Url::parse(url).map_err(|error| refuse(error.to_string()))?;
+        if !matches!(parsed.scheme(), "http" | "https") {
+            return Err(refuse("expected http:// or https://".to_owned()));
+        }
+    }
+    Ok(())
+}
+
 impl Mirror {
     /// Mirrors of these addresses, in their order.
     ///
     /// # Errors
-    /// [`TransportError::Answer`] where one is no address of HTTP.
+    /// [`TransportError::BlobUrl`] where one is no address of HTTP.
     pub(crate) fn all(urls: &[String]) -> Result<Vec<Self>, TransportError> {
         if urls.is_empty() {
             return Ok(Vec::new());
         }
+        check_blob_urls(urls)?;
         // reqwest takes the process's provider; somebody may have set it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -36,14 +62,9 @@ impl Mirror {
             .user_agent(concat!("fulmar/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| refused("blob_urls", error.to_string()))?;
-        let mirror = |url: &String| {
-            let parsed = Url::parse(url).map_err(|error| refused(url, error.to_string()))?;
-            if !matches!(parsed.scheme(), "http" | "https") {
-                return Err(refused(url, "expected http:// or https://".to_owned()));
-            }
-            Ok(Self { http: http.clone(), base: url.trim_end_matches('/').to_owned() })
-        };
-        urls.iter().map(mirror).collect()
+        let mirror =
+            |url: &String| Self { http: http.clone(), base: url.trim_end_matches('/').to_owned() };
+        Ok(urls.iter().map(mirror).collect())
     }
 
     /// Its address.

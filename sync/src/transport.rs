@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::clock::SignedClock;
 use crate::identity::Identity;
+use crate::mirror::BlobUrlError;
 use crate::tls::{self, TlsError};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,6 +64,9 @@ pub enum TransportError {
         /// What was found.
         reason: String,
     },
+    /// A source of blobs has no address of HTTP.
+    #[error(transparent)]
+    BlobUrl(#[from] BlobUrlError),
     /// TLS could not be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod by_file;
+mod commands;
 mod governor;
 mod quickstart;
 mod room;

@@ -81,6 +81,15 @@ impl Fleet {
     /// When it does not become ready.
     #[must_use]
     pub fn start_control(&self) -> Process {
+        self.start_control_checked_in_every("300")
+    }
+
+    /// Starts the control plane, which asks devices to come again after so many milliseconds.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[must_use]
+    pub fn start_control_checked_in_every(&self, interval_ms: &str) -> Process {
         Process::start(&[
             "control-plane",
             "serve",
@@ -91,7 +100,7 @@ impl Fleet {
             "--console-listen",
             &self.port("console"),
             "--check-in-interval-ms",
-            "300",
+            interval_ms,
             "--ready-json",
             "--until-stdin-closes",
         ])

@@ -22,7 +22,7 @@ enum Command {
 /// Runs the command.
 pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let (config, dir) = place.load()?;
-    config.http.check()?;
+    config.check()?;
     match args.command {
         Command::Check => println!("the configuration holds; state directory {}", dir.display()),
         Command::Show => print!("{}", toml::to_string_pretty(&config)?),

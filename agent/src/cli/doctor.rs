@@ -49,7 +49,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let mut checks = vec![
         check(
             "configuration",
-            config.http.check().map(|()| "holds".into()).map_err(|e| format!("{e:#}")),
+            config.check().map(|()| "holds".into()).map_err(|e| format!("{e:#}")),
         ),
         database(&state),
         audit_log(&state),
