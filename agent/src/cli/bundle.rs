@@ -23,7 +23,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Take a bundle that `fulmar control-plane bundle` made for this device.
+    /// Take a bundle that `fulmar bundle export` or `fulmar-control bundle` made for this device.
     Import(FileArgs),
     /// Say what a bundle holds and whom it is for; nothing is believed of it.
     Show(FileArgs),
