@@ -4,7 +4,7 @@ Greedy decoding gives exactly the wanted answer if and only if, with the wanted 
 context, every next token's best guess is the wanted one, the end included. So one forward pass per
 case decides.
 
-`python evaluate.py build/model --cases 2000` prints one line per kind and the total.
+`python evaluate.py build/model --cases 1000` prints one line per kind and the mean of all four.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> None:
     """Parses arguments and prints the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--cases", type=int, default=2000, help="per kind")
+    parser.add_argument("--cases", type=int, default=1000, help="per kind")
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
     parser.add_argument("--dtype", default="float16", choices=["float16", "float32", "bfloat16"])
     parser.add_argument("--split", default="held_out", choices=["held_out", "train"])

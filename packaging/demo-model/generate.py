@@ -4,9 +4,10 @@ Four kinds: `command` (a spoken-style command -> JSON), `triage` (a log line -> 
 (a question about a small telemetry table -> a short answer) and `chat` (small talk and everything
 out of scope -> a fixed polite reply).
 
-Two splits that share neither templates nor names: `train`, and `held_out`, whose phrasings,
-real-word names and made-up names were never seen in training. Made-up words are assigned to a split
-by a hash of the word, so the two can never meet. Case number i of a split is always the same.
+Two splits: `train`, and `held_out`, whose phrasings, log layouts, real-word names and made-up names
+are not those of training; what both have are the words that phrasings are made of, the layouts of
+tables and the fixed replies. Made-up words are assigned to a split by a hash of the word, so the two
+can never meet. Case number i of a split is always the same.
 
 `python generate.py held_out 5` prints five cases.
 """
