@@ -285,70 +285,39 @@ impl<'source> Rewriter<'source> {
             I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::GetItem if self.beside_scalar => {
                 Ok(self.put(old.clone()))
             }
-            I::Add => self.call(ADD, 2),
-            I::Mul => self.call(MULTIPLY, 2),
-            I::StringConcat => self.call(JOIN_TEXTS, 2),
-            I::Eq => self.call(EQUAL, 2),
-            I::Ne => self.call(NOT_EQUAL, 2),
-            I::Lt => self.call(LESS, 2),
-            I::Lte => self.call(LESS_OR_EQUAL, 2),
-            I::Gt => self.call(GREATER, 2),
-            I::Gte => self.call(GREATER_OR_EQUAL, 2),
-            I::In => self.call(IN, 2),
+            I::Add | I::Mul | I::StringConcat => self.operation(old),
+            I::Eq | I::Ne | I::Lt | I::Lte | I::Gt | I::Gte | I::In => self.operation(old),
+            I::GetItem | I::Slice | I::MergeKwargs(_) => self.operation(old),
+            I::BuildList(Some(_)) | I::BuildTuple(Some(_)) | I::BuildMap(_) => self.operation(old),
             I::CompareAndPreserve(_) => {
                 self.call(COMPARED, 2)?;
                 self.put(I::UnpackList(2));
                 Ok(self.put(old.clone()))
             }
-            I::GetItem => self.call(ITEM, 2),
-            I::Slice => self.call(SLICE, 4),
-            I::BuildList(Some(len)) => self.call(LIST, *len),
             // The count lies on the stack, for both.
             I::BuildList(None) => Ok(self.put(I::ApplyFilter(LIST, None, self.place(LIST)))),
-            I::BuildTuple(Some(len)) => self.call(TUPLE, *len),
             I::BuildTuple(None) => Ok(self.put(I::ApplyFilter(TUPLE, None, self.place(TUPLE)))),
-            I::BuildMap(pairs) => self.call(OBJECT, 2 * pairs),
-            I::MergeKwargs(count) => self.call(KEYWORDS, *count),
             I::UnpackLists(count) => {
                 self.call(UNPACKED, *count)?;
                 Ok(self.put(I::UnpackLists(1)))
             }
-            I::SetAttr(name) => {
+            I::SetAttr(_) => {
                 self.put(I::Swap);
                 self.call(STORED, 1)?;
                 self.put(I::Swap);
-                Ok(self.put(I::SetAttr(name)))
+                Ok(self.put(old.clone()))
             }
             I::EmitRaw(text) => {
                 // Raw text passes the formatter, too.
                 self.put(I::LoadConst(Value::from(*text)));
                 Ok(self.put(I::Emit))
             }
-            I::PushLoop(flags) => {
+            I::PushLoop(_) | I::FastRecurse => {
                 self.call(ITERATED, 1)?;
-                Ok(self.put(I::PushLoop(*flags)))
+                Ok(self.put(old.clone()))
             }
-            I::FastRecurse => {
-                self.call(ITERATED, 1)?;
-                Ok(self.put(I::FastRecurse))
-            }
-            I::CallFunction(name, operands) => {
-                // It may be a loop that recurs over what it is given.
-                if *operands == Some(1) && !library::is_function(name) {
-                    self.call(ITERATED, 1)?;
-                }
-                Ok(self.put(I::CallFunction(name, *operands)))
-            }
-            I::CallMethod(name, operands) => {
-                // `loop.changed` keeps what it is given.
-                if *name == "changed" {
-                    let operands = operands
-                        .ok_or_else(|| self.unsupported("`changed` with unpacked lists"))?;
-                    self.call(KEPT, operands.into())?;
-                    self.put(I::UnpackList(operands.into()));
-                }
-                Ok(self.put(I::CallMethod(name, *operands)))
-            }
+            I::CallFunction(name, operands) => self.function(name, *operands),
+            I::CallMethod(name, operands) => self.method(name, *operands),
             I::BuildMacro(name, start, flags) => {
                 self.put(I::BuildMacro(name, *start, *flags));
                 self.call(MACRO, 1)
@@ -393,6 +362,50 @@ impl<'source> Rewriter<'source> {
             | I::Enclose(_)
             | I::GetClosure => Ok(self.put(old.clone())),
         }
+    }
+
+    /// Puts the call that stands for an instruction that does one thing with its operands.
+    fn operation(&mut self, old: &Instruction<'source>) -> Result<u32, BadTemplate> {
+        use Instruction as I;
+        let (operator, operands) = match old {
+            I::Add => (ADD, 2),
+            I::Mul => (MULTIPLY, 2),
+            I::StringConcat => (JOIN_TEXTS, 2),
+            I::Eq => (EQUAL, 2),
+            I::Ne => (NOT_EQUAL, 2),
+            I::Lt => (LESS, 2),
+            I::Lte => (LESS_OR_EQUAL, 2),
+            I::Gt => (GREATER, 2),
+            I::Gte => (GREATER_OR_EQUAL, 2),
+            I::In => (IN, 2),
+            I::GetItem => (ITEM, 2),
+            I::Slice => (SLICE, 4),
+            I::BuildList(Some(len)) => (LIST, *len),
+            I::BuildTuple(Some(len)) => (TUPLE, *len),
+            I::BuildMap(pairs) => (OBJECT, 2 * pairs),
+            I::MergeKwargs(count) => (KEYWORDS, *count),
+            // `instruction` gives no other, and none may pass unpaid.
+            _ => return Err(self.unsupported("an operation of another kind")),
+        };
+        self.call(operator, operands)
+    }
+
+    fn function(&mut self, name: &'source str, operands: Option<u16>) -> Result<u32, BadTemplate> {
+        // It may be a loop that recurs over what it is given.
+        if operands == Some(1) && !library::is_function(name) {
+            self.call(ITERATED, 1)?;
+        }
+        Ok(self.put(Instruction::CallFunction(name, operands)))
+    }
+
+    fn method(&mut self, name: &'source str, operands: Option<u16>) -> Result<u32, BadTemplate> {
+        // `loop.changed` keeps what it is given.
+        if name == "changed" {
+            let kept = operands.ok_or_else(|| self.unsupported("`changed` with unpacked lists"))?;
+            self.call(KEPT, kept.into())?;
+            self.put(Instruction::UnpackList(kept.into()));
+        }
+        Ok(self.put(Instruction::CallMethod(name, operands)))
     }
 
     fn check_constant(&self, value: &Value) -> Result<(), BadTemplate> {

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod plane;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Device, Owner, Plane, check_in, client, code, enroll_request, now_s};
 use fulmar_registry::Digest;
 use fulmar_registry::trust::{Fetched, Refresh, Repo, Trusted};
+use plane::{Device, Owner, Plane, check_in, client, code, enroll_request, now_s};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use reqwest::{Method, StatusCode};
 use serde_json::json;

@@ -3,13 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod plane;
 
-use common::{Device, Plane, check_in, code, now_s};
 use fulmar_policy::audit::{Reported, Tree, signature_holds};
 use fulmar_protocol::{
     AuditCheckpoint, CheckIn, OutboxAck, OutboxBatch, Report, ReportFile, ReportFileBody,
 };
+use plane::{Device, Plane, check_in, code, now_s};
 use reqwest::Method;
 use serde_json::{Value, json};
 

@@ -2,21 +2,21 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod plane;
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Plane, check_in, code, holds, now_s};
 use fulmar_protocol::{ModelState, OutboxAck, OutboxBatch, Report};
 use fulmar_registry::Digest;
 use fulmar_registry::trust::{Admission, Fetched, Refresh, Repo, Scope, Trusted, admit};
+use plane::{Plane, check_in, code, holds, now_s};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 /// Runs the trust client against the server, as a device does.
-async fn refresh(device: &common::Device, repo: Repo, root: &str) -> Trusted {
+async fn refresh(device: &plane::Device, repo: Repo, root: &str) -> Trusted {
     let root = STANDARD.decode(root).unwrap();
     let trusted = Trusted::from_root(repo, root).unwrap();
     let mut refresh = Refresh::new(trusted, now_s()).scope(Scope::Everything);
@@ -168,7 +168,7 @@ async fn a_renewed_certificate_takes_over_when_it_is_used() {
         device.post("renew", &request).await.json().await.unwrap();
     // The old one is good until the new one was seen.
     device.check_in(&check_in(0)).await;
-    let new = common::client(plane.ca(), Some((&renewed.certificate_pem, &device.key)));
+    let new = plane::client(plane.ca(), Some((&renewed.certificate_pem, &device.key)));
     let answer = new.post(device.at("check-in")).json(&check_in(0)).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     let old = device.post("check-in", &check_in(0)).await;

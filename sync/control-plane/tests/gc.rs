@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod plane;
 
 use std::process::Command;
 
-use common::{Plane, check_in, holds};
 use fulmar_protocol::ModelState;
 use fulmar_registry::Digest;
+use plane::{Plane, check_in, holds};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -48,7 +48,7 @@ async fn what_a_device_holds_or_should_hold_stays_and_the_rest_of_the_old_goes()
     let (one, two, three) = ([1; 1000], [2; 1000], [3; 1000]);
     let first = plane.publish(1, &one).await;
     let device = plane.device("pump-7").await;
-    let order = json!({ "model": common::MODEL, "devices": [device.id] });
+    let order = json!({ "model": plane::MODEL, "devices": [device.id] });
     plane.post("/api/v1/deployments", order.clone()).await;
     let mut done = check_in(2);
     done.models = vec![holds(&first, ModelState::Active)];
@@ -77,8 +77,8 @@ async fn what_a_device_holds_or_should_hold_stays_and_the_rest_of_the_old_goes()
     plane.owner.release(1, &one);
     let files = Some(plane.owner.files());
     let refused = plane.call(Method::POST, "/api/v1/registry/metadata", files).await;
-    assert_eq!(common::code(refused).await, (409, "blob_missing".to_owned()));
+    assert_eq!(plane::code(refused).await, (409, "blob_missing".to_owned()));
     assert_eq!(plane.put_blob(&one).await, StatusCode::CREATED);
-    assert_eq!(plane.put_blob(&common::manifest(1, &one)).await, StatusCode::CREATED);
+    assert_eq!(plane.put_blob(&plane::manifest(1, &one)).await, StatusCode::CREATED);
     plane.post("/api/v1/registry/metadata", plane.owner.files()).await;
 }

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod plane;
 
-use common::{Device, Plane, check_in, code, read, send};
+use plane::{Device, Plane, check_in, code, read, send};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 

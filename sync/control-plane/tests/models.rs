@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod plane;
 
-use common::{Plane, code, read, send};
+use plane::{Plane, code, read, send};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 

@@ -99,9 +99,9 @@ impl Options {
     }
 }
 
-/// What chat and generate have in common.
+/// What chat and generate share.
 #[derive(Debug, Clone)]
-struct Common {
+struct Shared {
     stream: Option<bool>,
     format: Option<Value>,
     options: Option<Options>,
@@ -109,7 +109,7 @@ struct Common {
     keep_alive: Option<KeepAlive>,
 }
 
-impl Common {
+impl Shared {
     fn check(&self) -> Result<(), ApiError> {
         if self.think.as_ref().is_some_and(|think| !think.is_boolean()) {
             return Err(refused("think", "think is no boolean; levels are not served"));
@@ -141,7 +141,7 @@ impl Common {
 /// A request to `/api/chat`.
 #[derive(Debug, Clone)]
 pub(super) struct ChatRequest {
-    common: Common,
+    shared: Shared,
     own: Chat,
 }
 
@@ -177,7 +177,7 @@ fn until(given: &Value) -> Result<KeepAlive, ApiError> {
 }
 
 /// Takes the fields that chat and generate share out of a request's object.
-fn common(object: &mut serde_json::Map<String, Value>) -> Result<Common, ApiError> {
+fn shared(object: &mut serde_json::Map<String, Value>) -> Result<Shared, ApiError> {
     #[derive(Deserialize)]
     #[serde(default, deny_unknown_fields)]
     #[derive(Default)]
@@ -193,22 +193,22 @@ fn common(object: &mut serde_json::Map<String, Value>) -> Result<Common, ApiErro
         body::fields(names.iter().filter_map(|name| object.remove_entry(*name)).collect())?;
     let Fields { stream, format, options, think, keep_alive } = fields;
     let keep_alive = keep_alive.as_ref().map(until).transpose()?;
-    let common = Common { stream, format, options, think, keep_alive };
-    common.check()?;
-    Ok(common)
+    let shared = Shared { stream, format, options, think, keep_alive };
+    shared.check()?;
+    Ok(shared)
 }
 
 impl ChatRequest {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let mut object = body::object(bytes)?;
-        let common = common(&mut object)?;
+        let shared = shared(&mut object)?;
         let own: Chat = body::fields(object)?;
         let has_images =
             |message: &Value| message["images"].as_array().is_some_and(|i| !i.is_empty());
         if own.messages.iter().any(has_images) {
             return Err(refused("messages", "a message has images; models here read text"));
         }
-        Ok(Self { common, own })
+        Ok(Self { shared, own })
     }
 
     pub(super) fn model(&self) -> &str {
@@ -221,11 +221,11 @@ impl ChatRequest {
     }
 
     pub(super) fn is_stream(&self) -> bool {
-        self.common.stream != Some(false)
+        self.shared.stream != Some(false)
     }
 
     pub(super) fn keep_alive(&self) -> Option<KeepAlive> {
-        self.common.keep_alive
+        self.shared.keep_alive
     }
 
     pub(super) fn prompt(&self) -> Value {
@@ -237,16 +237,16 @@ impl ChatRequest {
         let prompt = Prompt::Chat {
             messages: self.own.messages.clone(),
             tools: (!tools.is_empty()).then(|| ToolOffer::auto(Value::Array(tools))),
-            template_kwargs: self.common.template_kwargs(),
+            template_kwargs: self.shared.template_kwargs(),
         };
-        self.common.request(prompt, context_tokens_max)
+        self.shared.request(prompt, context_tokens_max)
     }
 }
 
 /// A request to `/api/generate`.
 #[derive(Debug, Clone)]
 pub(super) struct GenerateRequest {
-    common: Common,
+    shared: Shared,
     own: Generate,
 }
 
@@ -273,7 +273,7 @@ struct Generate {
 impl GenerateRequest {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let mut object = body::object(bytes)?;
-        let common = common(&mut object)?;
+        let shared = shared(&mut object)?;
         let own: Generate = body::fields(object)?;
         let unserved = [
             ("suffix", !own.suffix.is_empty(), "text is only added at the end"),
@@ -285,7 +285,7 @@ impl GenerateRequest {
             return Err(refused(field, format!("{field} is set; {why}")));
         }
         let own = Generate { images: None, ..own };
-        Ok(Self { common, own })
+        Ok(Self { shared, own })
     }
 
     pub(super) fn model(&self) -> &str {
@@ -298,11 +298,11 @@ impl GenerateRequest {
     }
 
     pub(super) fn is_stream(&self) -> bool {
-        self.common.stream != Some(false)
+        self.shared.stream != Some(false)
     }
 
     pub(super) fn keep_alive(&self) -> Option<KeepAlive> {
-        self.common.keep_alive
+        self.shared.keep_alive
     }
 
     pub(super) fn prompt(&self) -> Value {
@@ -318,10 +318,10 @@ impl GenerateRequest {
                 messages.push(json!({ "role": "system", "content": self.own.system }));
             }
             messages.push(json!({ "role": "user", "content": self.own.prompt }));
-            let template_kwargs = self.common.template_kwargs();
+            let template_kwargs = self.shared.template_kwargs();
             Prompt::Chat { messages, tools: None, template_kwargs }
         };
-        self.common.request(prompt, context_tokens_max)
+        self.shared.request(prompt, context_tokens_max)
     }
 }
 
