@@ -14,7 +14,6 @@ use fulmar_inference::gguf::{Gguf, GgufError, TensorInfo};
 use fulmar_policy::RunningAnswers;
 use fulmar_registry::catalog::{self, CatalogError, Filter, Slot};
 use fulmar_registry::import::ModelFacts;
-use fulmar_registry::manifest::Evaluation;
 use fulmar_registry::{
     Authority, Barred, Digest, FileInParts, LoadError, ModelName, ModelRef, ReferenceError,
     Registry, Standing, VerifiedModel,
@@ -24,6 +23,8 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 
 pub(crate) use draft::Drafts;
+
+use crate::search::Facts;
 
 /// Why a model does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -103,28 +104,9 @@ pub(crate) struct Installed {
     pub(crate) authority: Authority,
     /// The release counter.
     pub(crate) release: u64,
-    /// `qwen3`, …
-    pub(crate) architecture: String,
-    /// Number of parameters.
-    pub(crate) parameters: u64,
-    /// `nano`, `micro`, `small`, `medium` or `large`.
-    pub(crate) size_class: &'static str,
-    /// `Q8_0`, …
-    pub(crate) quantization: String,
-    /// Tokens.
-    pub(crate) context_tokens: u32,
-    /// SPDX expression.
-    pub(crate) license: String,
-    /// Where it came from.
-    pub(crate) source: String,
-    /// The chat template's family.
-    pub(crate) template: String,
-    /// Bytes of memory with its whole context; 0 where not known.
-    pub(crate) memory_bytes: u64,
-    /// What was measured.
-    pub(crate) evaluation: Vec<Evaluation>,
-    /// Bytes on disk.
-    pub(crate) size_bytes: u64,
+    /// What it is.
+    #[serde(flatten)]
+    pub(crate) facts: Facts,
     /// Seconds since 1970.
     pub(crate) installed_at_s: i64,
     /// Why it failed, if it did.
@@ -143,17 +125,8 @@ impl From<catalog::Installed> for Installed {
             pinned: model.pinned,
             authority: model.authority,
             release: manifest.release,
-            size_bytes: manifest.size_bytes(),
-            architecture: manifest.architecture,
-            parameters: manifest.parameters,
-            size_class: manifest.size_class.as_str(),
-            quantization: manifest.quantization,
-            context_tokens: manifest.context_tokens,
-            license: manifest.license,
-            source: manifest.source,
-            template: manifest.template,
-            memory_bytes: manifest.memory_bytes,
-            evaluation: manifest.evaluation,
+            // All that was measured; a target carries only so much of it.
+            facts: Facts { evaluation: manifest.evaluation.clone(), ..Facts::of(&manifest) },
             installed_at_s: model.installed_at_s,
             failure: model.failure,
         }

@@ -5,6 +5,7 @@ use fulmar_policy::{Action, Denied, Policy, Principal};
 use fulmar_registry::catalog::Filter;
 use fulmar_registry::manifest::{Evaluation, SizeClass};
 use fulmar_registry::offer::{self, Offer, OfferError, Offers, Source};
+use fulmar_registry::{Manifest, facts};
 use fulmar_store::Store;
 use serde::{Deserialize, Serialize};
 
@@ -93,19 +94,55 @@ pub(crate) struct Found {
 }
 
 /// What a model is.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Facts {
+    /// `qwen3`, …
     pub(crate) architecture: String,
+    /// Number of parameters.
     pub(crate) parameters: u64,
+    /// `nano`, `micro`, `small`, `medium` or `large`.
     pub(crate) size_class: &'static str,
+    /// `Q8_0`, …
     pub(crate) quantization: String,
+    /// Tokens.
     pub(crate) context_tokens: u32,
+    /// SPDX expression.
     pub(crate) license: String,
+    /// Where it came from.
     pub(crate) source: String,
+    /// The chat template's family.
     pub(crate) template: String,
+    /// Bytes of memory with its whole context; 0 where not known.
     pub(crate) memory_bytes: u64,
+    /// Bytes on disk.
     pub(crate) size_bytes: u64,
+    /// What was measured.
     pub(crate) evaluation: Vec<Evaluation>,
+}
+
+impl Facts {
+    /// What a manifest says, as a registry's target does.
+    pub(crate) fn of(manifest: &Manifest) -> Self {
+        facts::Facts::of(manifest).into()
+    }
+}
+
+impl From<facts::Facts> for Facts {
+    fn from(facts: facts::Facts) -> Self {
+        Self {
+            architecture: facts.architecture,
+            parameters: facts.parameters,
+            size_class: facts.size_class.as_str(),
+            quantization: facts.quantization,
+            context_tokens: facts.context_tokens,
+            license: facts.license,
+            source: facts.source,
+            template: facts.template,
+            memory_bytes: facts.memory_bytes,
+            size_bytes: facts.size_bytes,
+            evaluation: facts.evaluation,
+        }
+    }
 }
 
 impl From<Offer> for Found {
@@ -119,19 +156,7 @@ impl From<Offer> for Found {
             here: offer.here.as_str(),
             wanted: offer.wanted,
             barred: offer.barred.map(|barred| barred.to_string()),
-            facts: offer.facts.map(|facts| Facts {
-                architecture: facts.architecture,
-                parameters: facts.parameters,
-                size_class: facts.size_class.as_str(),
-                quantization: facts.quantization,
-                context_tokens: facts.context_tokens,
-                license: facts.license,
-                source: facts.source,
-                template: facts.template,
-                memory_bytes: facts.memory_bytes,
-                size_bytes: facts.size_bytes,
-                evaluation: facts.evaluation,
-            }),
+            facts: offer.facts.map(Facts::from),
         }
     }
 }

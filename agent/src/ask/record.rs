@@ -75,36 +75,19 @@ impl Record {
         opened: Option<u64>,
         detail: Value,
     ) -> Result<u64, AuditError> {
-        let (actor, resource) = (self.actor.clone(), self.resource.clone());
-        let at_s = self.app.state().clock().now_s();
-        self.app
-            .state()
-            .store()
-            .write(move |tx| {
-                let event = audit::Event {
-                    at_s,
-                    actor: &actor,
-                    action: fulmar_policy::Action::ModelRun.as_str(),
-                    resource: &resource,
-                    outcome,
-                    opened,
-                    detail,
-                };
-                state::record(tx, &event)
-            })
-            .await
+        let whose = (self.actor.clone(), self.resource.clone());
+        write(&self.app, whose, outcome, opened, detail).await
     }
 }
 
-/// Records that the owner's policy keeps a model from running.
-///
-/// # Errors
-/// When that is not durable.
-pub(super) async fn barred(app: &App, permit: &Permit, barred: &Barred) -> Result<(), AuditError> {
-    let (actor, resource) = (permit.principal().audit_name(), permit.resource().to_owned());
-    let detail = json!({
-        "reason": barred.to_string(), "policy_version": permit.policy_version(),
-    });
+/// Writes an entry about the run of a model.
+async fn write(
+    app: &App,
+    (actor, resource): (String, String),
+    outcome: Outcome,
+    opened: Option<u64>,
+    detail: Value,
+) -> Result<u64, AuditError> {
     let at_s = app.state().clock().now_s();
     app.state()
         .store()
@@ -114,11 +97,23 @@ pub(super) async fn barred(app: &App, permit: &Permit, barred: &Barred) -> Resul
                 actor: &actor,
                 action: fulmar_policy::Action::ModelRun.as_str(),
                 resource: &resource,
-                outcome: Outcome::Denied,
-                opened: None,
+                outcome,
+                opened,
                 detail,
             };
-            state::record(tx, &event).map(|_| ())
+            state::record(tx, &event)
         })
         .await
+}
+
+/// Records that the owner's policy keeps a model from running.
+///
+/// # Errors
+/// When that is not durable.
+pub(super) async fn barred(app: &App, permit: &Permit, barred: &Barred) -> Result<(), AuditError> {
+    let whose = (permit.principal().audit_name(), permit.resource().to_owned());
+    let detail = json!({
+        "reason": barred.to_string(), "policy_version": permit.policy_version(),
+    });
+    write(app, whose, Outcome::Denied, None, detail).await.map(drop)
 }

@@ -68,9 +68,9 @@ pub(crate) fn list(place: &Place, args: &ListArgs) -> anyhow::Result<ExitCode> {
             model.name.clone(),
             output::short_digest(&model.digest),
             model.slot.map_or("-", Slot::as_str).to_owned(),
-            output::count(model.parameters),
-            model.quantization.clone(),
-            output::size(model.size_bytes),
+            output::count(model.facts.parameters),
+            model.facts.quantization.clone(),
+            output::size(model.facts.size_bytes),
             signed_by(model).to_owned(),
             output::time(model.installed_at_s),
         ]);
@@ -125,7 +125,6 @@ pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let words = found.authority.describe();
-    let source = found.manifest.source.clone();
     let model = Installed::from(found);
     if args.json {
         output::json(&model)?;
@@ -139,16 +138,16 @@ pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
         ("release", model.release.to_string()),
         ("slot", model.slot.map_or("-", Slot::as_str).to_owned()),
         ("may run here by", words),
-        ("architecture", model.architecture),
-        ("parameters", format!("{} ({})", output::count(model.parameters), model.size_class)),
-        ("quantization", model.quantization),
-        ("context", format!("{} tokens", model.context_tokens)),
-        ("size", output::size(model.size_bytes)),
-        ("memory", memory(model.memory_bytes)),
-        ("template", or_dash(model.template)),
-        ("evaluation", measured(&model.evaluation)),
-        ("license", model.license),
-        ("source", source),
+        ("architecture", model.facts.architecture),
+        ("parameters", format!("{} ({})", output::count(model.facts.parameters), model.facts.size_class)),
+        ("quantization", model.facts.quantization),
+        ("context", format!("{} tokens", model.facts.context_tokens)),
+        ("size", output::size(model.facts.size_bytes)),
+        ("memory", memory(model.facts.memory_bytes)),
+        ("template", or_dash(model.facts.template)),
+        ("evaluation", measured(&model.facts.evaluation)),
+        ("license", model.facts.license),
+        ("source", model.facts.source),
         ("installed", output::time(model.installed_at_s)),
         ("failure", model.failure.unwrap_or_else(|| "-".into())),
     ] {

@@ -67,7 +67,7 @@ pub(crate) async fn tags(
                 "name": model.name,
                 "model": model.name,
                 "modified_at": time(model.installed_at_s),
-                "size": model.size_bytes,
+                "size": model.facts.size_bytes,
                 "digest": model.digest.trim_start_matches("sha256:"),
                 "details": details(model),
             })
@@ -94,15 +94,15 @@ pub(crate) async fn show(
     let name = app.models().resolve(&request.model).await?;
     app.policy().decide(&principal, Action::ModelShow, &name)?;
     let model = app.models().find(&name).await?;
-    let architecture = &model.architecture;
+    let architecture = &model.facts.architecture;
     Ok(Json(json!({
         "modified_at": time(model.installed_at_s),
-        "license": model.license,
+        "license": model.facts.license,
         "details": details(&model),
         "model_info": {
             "general.architecture": architecture,
-            "general.parameter_count": model.parameters,
-            (format!("{architecture}.context_length")): model.context_tokens,
+            "general.parameter_count": model.facts.parameters,
+            (format!("{architecture}.context_length")): model.facts.context_tokens,
         },
         "capabilities": ["completion", "tools", "embedding"],
     })))
@@ -222,16 +222,16 @@ async fn keep(app: &App, model: &LoadedModel, wish: Option<KeepAlive>) {
 }
 
 fn details(model: &Installed) -> Value {
-    let parameters = match model.parameters {
-        0..1_000_000_000 => format!("{:.1}M", model.parameters as f64 / 1e6),
+    let parameters = match model.facts.parameters {
+        0..1_000_000_000 => format!("{:.1}M", model.facts.parameters as f64 / 1e6),
         more => format!("{:.1}B", more as f64 / 1e9),
     };
     json!({
         "format": "gguf",
-        "family": model.architecture,
-        "families": [model.architecture],
+        "family": model.facts.architecture,
+        "families": [model.facts.architecture],
         "parameter_size": parameters,
-        "quantization_level": model.quantization,
+        "quantization_level": model.facts.quantization,
     })
 }
 
