@@ -203,7 +203,7 @@ impl Relay {
                     usage = Usage { prompt_tokens, cached_tokens, ..usage };
                     began = Instant::now();
                 }
-                Some(Event::Token { text, logprob, .. }) => {
+                Some(Event::Token { text, mark, logprob, .. }) => {
                     tokens += 1;
                     if tokens == 1 {
                         usage.prompt_ms = millis_since(&mut began);
@@ -212,7 +212,7 @@ impl Relay {
                     if self.record.content == LogContent::Full {
                         text_kept += &text;
                     }
-                    let parts = self.taken_apart(text, logprob);
+                    let parts = self.taken_apart(text, mark, logprob);
                     if self.send(parts).await.is_err() {
                         break End::ClientGone;
                     }
@@ -242,10 +242,19 @@ impl Relay {
     }
 
     /// Content, reasoning and calls. Log-probabilities go with the next text.
-    fn taken_apart(&mut self, text: String, logprob: Option<Logprobs>) -> Vec<Part> {
+    fn taken_apart(
+        &mut self,
+        text: String,
+        mark: Option<&str>,
+        logprob: Option<Logprobs>,
+    ) -> Vec<Part> {
         self.logprobs.extend(logprob);
         let deltas = match &mut self.parser {
-            Some(parser) => parser.push(&text),
+            Some(parser) => {
+                let mut deltas = parser.push(&text);
+                deltas.extend(mark.into_iter().flat_map(|mark| parser.push_mark(mark)));
+                deltas
+            }
             None => vec![Delta::Content(text)],
         };
         self.parts(deltas)

@@ -39,7 +39,8 @@ use crate::tokenizer::Tokenizer;
 use rewrite::Program;
 
 pub use calls::{BadTools, CALLS_MAX, Calls, FUNCTION_NAME_BYTES_MAX, ToolChoice, ToolOffer};
-pub(crate) use calls::{Function, functions, grammar as calls_grammar};
+pub(crate) use calls::{Function, functions, grammar as calls_grammar, lark_mark};
+pub(crate) use output::{CLOSE as THOUGHT_CLOSE, MARKS, OPEN as THOUGHT_OPEN, mark};
 pub use output::{Delta, Family, Output, OutputParser, Start, ToolCall, Tools, parse_output};
 pub use prompt::{Encoded, encode};
 

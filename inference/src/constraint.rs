@@ -71,9 +71,10 @@ pub enum ConstraintError {
 pub struct Vocabulary {
     factory: ParserFactory,
     words: Arc<Words>,
+    marks: Vec<(u32, &'static str)>,
 }
 
-/// Tokens' bytes, and which of them have digits.
+/// Tokens' bytes, those of marks too, and which of them have digits.
 struct Words {
     all: Vec<Vec<u8>>,
     with_digits: Vec<u32>,
@@ -109,6 +110,19 @@ impl Vocabulary {
     /// # Errors
     /// [`ConstraintError::Vocabulary`].
     pub fn new(words: Vec<Vec<u8>>, ends: &[u32]) -> Result<Self, ConstraintError> {
+        Self::with_marks(words, ends, Vec::new())
+    }
+
+    /// The same with `marks`: tokens that are not text, and that the marks around reasoning and
+    /// calls may be. They come where a mark may stand, and nowhere else.
+    ///
+    /// # Errors
+    /// [`ConstraintError::Vocabulary`].
+    pub(crate) fn with_marks(
+        mut words: Vec<Vec<u8>>,
+        ends: &[u32],
+        marks: Vec<(u32, &'static str)>,
+    ) -> Result<Self, ConstraintError> {
         let refuse = |text: &str| ConstraintError::Vocabulary(text.to_owned());
         let count = u32::try_from(words.len()).map_err(|_| refuse("it is too big"))?;
         let ends: Vec<u32> = ends.iter().copied().filter(|&id| id < count).collect();
@@ -125,7 +139,15 @@ impl Vocabulary {
         factory.limits_mut().verbose_errors = false;
         let digits = |id: &u32| words[*id as usize].iter().any(u8::is_ascii_digit);
         let with_digits = (0..count).filter(digits).collect();
-        Ok(Self { factory, words: Arc::new(Words { all: words, with_digits }) })
+        for (id, mark) in &marks {
+            words[*id as usize] = mark.as_bytes().to_vec();
+        }
+        Ok(Self { factory, words: Arc::new(Words { all: words, with_digits }), marks })
+    }
+
+    /// The token that is this mark.
+    pub(crate) fn mark(&self, text: &str) -> Option<u32> {
+        self.marks.iter().find(|(_, mark)| *mark == text).map(|(id, _)| *id)
     }
 
     /// Compiles a constraint.

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value as Json, json};
 
-use super::output::Family;
+use super::output::{Family, MARKS};
 
 /// Tools that a model may call.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,8 +130,10 @@ fn function(tool: &Json) -> Result<Function, String> {
     Ok(Function { name: name.to_owned(), parameters })
 }
 
-/// How a family writes calls: before all, before the arguments, between calls, after all.
+/// How a family writes calls: around all, before the arguments, around each, between them.
 struct Syntax {
+    /// The ways to write what stands around all; the second where the vocabulary has its marks.
+    around: [(&'static str, &'static str); 2],
     open: &'static str,
     each_open: &'static str,
     arguments: &'static str,
@@ -143,6 +145,7 @@ struct Syntax {
 impl Syntax {
     fn of(family: Family, calls: Calls) -> Self {
         let json = Self {
+            around: [("", ""); 2],
             open: "",
             each_open: "",
             arguments: "parameters",
@@ -159,7 +162,8 @@ impl Syntax {
                 ..json
             },
             (Family::Phi4, _) => Self {
-                open: "functools[",
+                around: [("functools", ""), ("<|tool_call|>", "<|/tool_call|>")],
+                open: "[",
                 arguments: "arguments",
                 between: ", ",
                 close: "]",
@@ -168,29 +172,56 @@ impl Syntax {
             (Family::Gemma | Family::Plain, Calls::Many) => {
                 Self { open: "[", between: ", ", close: "]", ..json }
             }
-            (Family::Llama3, _) | (Family::Gemma | Family::Plain, Calls::One) => json,
+            (Family::Llama3, _) => Self { around: [("", ""), ("<|python_tag|>", "")], ..json },
+            (Family::Gemma | Family::Plain, Calls::One) => json,
         }
     }
 }
 
-/// The Lark grammar of an answer that is calls of these functions and nothing else. `ready` readies
-/// a schema for the grammar's compiler.
+/// A mark in Lark: written out, or the token that is it.
+pub(crate) fn lark_mark(text: &str, token: Option<u32>) -> String {
+    let quoted = Json::from(text);
+    token.map_or_else(|| quoted.to_string(), |id| format!("({quoted} | <[{id}]>)"))
+}
+
+/// A text in Lark, in which marks may be tokens.
+fn lark_text(text: &str, token: &impl Fn(&str) -> Option<u32>) -> String {
+    let found = MARKS.iter().find_map(|mark| Some((*mark, text.split_once(mark)?)));
+    match found {
+        _ if text.is_empty() => String::new(),
+        None => format!("{} ", Json::from(text)),
+        Some((mark, (before, behind))) => {
+            let mark = lark_mark(mark, token(mark));
+            format!("{}{mark} {}", lark_text(before, token), lark_text(behind, token))
+        }
+    }
+}
+
+/// The Lark grammar of an answer that is calls of these functions and nothing else. `token` says
+/// which token outside of the text a mark is, if any; `ready` readies a schema for the grammar's
+/// compiler.
 pub(crate) fn grammar(
     family: Family,
     functions: &[Function],
     calls: Calls,
+    token: impl Fn(&str) -> Option<u32>,
     ready: impl Fn(&Json) -> Json,
 ) -> String {
     let syntax = Syntax::of(family, calls);
     let quoted = |text: &str| Json::from(text).to_string();
-    let literal = |text: &str| if text.is_empty() { String::new() } else { quoted(text) + " " };
-    let (open, close) = (literal(syntax.open), literal(syntax.close));
+    let text = |text: &str| lark_text(text, &token);
+    let [(open, close), (mark_open, mark_close)] = syntax.around;
+    let mut start = format!("{}calls {}", text(open), text(close));
+    if token(mark_open).is_some() {
+        let _ = write!(start, "| {}calls {}", text(mark_open), text(mark_close));
+    }
     let more = match calls {
         Calls::One => String::new(),
         Calls::Many => format!("({} call){{0,{}}} ", quoted(syntax.between), CALLS_MAX - 1),
     };
-    let mut lark = format!("start: {open}call {more}{close}\n");
-    let (each_open, each_close) = (literal(syntax.each_open), literal(syntax.each_close));
+    let (open, close) = (text(syntax.open), text(syntax.close));
+    let mut lark = format!("start: {start}\ncalls: {open}call {more}{close}\n");
+    let (each_open, each_close) = (text(syntax.each_open), text(syntax.each_close));
     let names: Vec<String> = (0..functions.len()).map(|n| format!("call_{n}")).collect();
     let _ = writeln!(lark, "call: {each_open}({}) {each_close}", names.join(" | "));
     for (n, function) in functions.iter().enumerate() {

@@ -1,77 +1,20 @@
 //! A model's answer, taken apart while it comes: reasoning, content, tool calls.
 //!
-//! [`OutputParser`] is fed the answer's text in pieces of any size (control tokens included, the
-//! end token left out) and gives out [`Delta`]s; [`parse_output`] is the same for a whole answer.
-//! What looks like a tool call but is none stays content, unchanged.
+//! [`OutputParser`] is fed the answer's text in pieces of any size, and the marks among its control
+//! tokens beside it, and gives out [`Delta`]s; [`parse_output`] is the same for a whole answer.
+//! What looks like a tool call but is none stays content, unchanged; control tokens are never
+//! content.
+
+mod family;
+mod parse;
 
 use serde_json::Value as Json;
 
 use super::calls::Calls;
-
-/// How a family of models writes tool calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
-    /// Not at all.
-    Plain,
-    /// Qwen and Hermes: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`.
-    Hermes,
-    /// Llama 3: the whole answer is `{"name": …, "parameters": {…}}`, perhaps behind
-    /// `<|python_tag|>`, several parted by `;`; or `<function=name>{…}</function>`.
-    Llama3,
-    /// Phi-4-mini: `<|tool_call|>[…]<|/tool_call|>` or `functools[…]`.
-    Phi4,
-    /// Gemma: the whole answer is JSON, perhaps in a fenced block.
-    Gemma,
-}
-
-impl Family {
-    /// The family that a chat template is written for.
-    pub fn of_template(source: &str) -> Self {
-        let has = |text: &str| source.contains(text);
-        match () {
-            () if has("<tool_call>") => Self::Hermes,
-            () if has("<|tool_call|>") || has("<|tool|>") => Self::Phi4,
-            () if has("<|python_tag|>") || has("ipython") => Self::Llama3,
-            () if has("<start_of_turn>") => Self::Gemma,
-            () => Self::Plain,
-        }
-    }
-
-    /// Its name: `hermes`, `llama3`, `phi4`, `gemma` or `plain`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Hermes => "hermes",
-            Self::Llama3 => "llama3",
-            Self::Phi4 => "phi4",
-            Self::Gemma => "gemma",
-        }
-    }
-
-    /// Marks around a call, anywhere in the answer.
-    fn marks(self) -> &'static [(&'static str, &'static str)] {
-        match self {
-            Self::Plain | Self::Gemma => &[],
-            Self::Hermes => &[("<tool_call>", "</tool_call>")],
-            Self::Llama3 => &[("<|python_tag|>", END), ("<function=", "</function>")],
-            Self::Phi4 => &[("<|tool_call|>", "<|/tool_call|>"), ("functools[", END)],
-        }
-    }
-
-    /// What an answer begins with that may as a whole be calls.
-    fn whole_starts(self) -> &'static [&'static str] {
-        match self {
-            Self::Llama3 => &["{"],
-            Self::Gemma => &["{", "[", "```json", "```tool_code", "```tool_call"],
-            // Where the vocabulary makes the marks control tokens, they are not in the text.
-            Self::Phi4 => &["[{"],
-            Self::Plain | Self::Hermes => &[],
-        }
-    }
-}
-
-/// Stands for a closing mark that is the end of the answer.
-const END: &str = "";
+use family::END;
+pub use family::Family;
+pub(crate) use family::{CLOSE, MARKS, OPEN, mark};
+use parse::{marked_calls, whole_calls};
 
 /// Whether the request offered tools. Without, JSON in an answer is content and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,9 +40,6 @@ impl Start {
         if prompt.trim_end().ends_with(OPEN) { Self::Reasoning } else { Self::Content }
     }
 }
-
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
 
 /// A call that the model asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -170,6 +110,8 @@ pub struct OutputParser {
     waiting: String,
     /// Blanks before a mark, to be dropped when it opens a call.
     blanks: String,
+    /// The mark before an unfinished call as content: nothing where a control token was it.
+    open: &'static str,
     /// Whether content was given out, so that blanks before it no longer count.
     has_content: bool,
     has_reasoning: bool,
@@ -191,6 +133,7 @@ impl OutputParser {
             mode,
             waiting: String::new(),
             blanks: String::new(),
+            open: "",
             has_content: false,
             has_reasoning: false,
             has_calls: false,
@@ -219,6 +162,33 @@ impl OutputParser {
         deltas
     }
 
+    /// Takes a control token of the answer behind the text so far: what
+    /// [`Event::Token`](crate::engine::Event::Token) calls its mark. Where it is none here, nothing
+    /// comes of it.
+    pub fn push_mark(&mut self, mark: &str) -> Vec<Delta> {
+        let mut deltas = Vec::new();
+        let at = self.waiting.len();
+        match self.mode {
+            _ if self.is_over() => {}
+            Mode::Beginning
+                if mark == OPEN && !self.was_reasoning && self.waiting.trim().is_empty() =>
+            {
+                self.open_reasoning(at);
+            }
+            Mode::Reasoning if mark == CLOSE => self.close_reasoning(at, 0, &mut deltas),
+            Mode::Beginning | Mode::Content if self.tools == Tools::Offered => {
+                if let Some(number) = self.family.opened_by(mark) {
+                    self.open_call(number, at, "", &mut deltas);
+                }
+            }
+            Mode::Call(number) if self.family.marks()[number].1 == mark => {
+                self.close_call(number, at, "", &mut deltas);
+            }
+            _ => {}
+        }
+        deltas
+    }
+
     /// Ends the answer; gives the rest.
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
@@ -236,7 +206,7 @@ impl OutputParser {
             Mode::Call(mark) => {
                 let (open, _) = self.family.marks()[mark];
                 let calls = marked_calls(self.family, open, &waiting);
-                self.calls(calls, &format!("{open}{waiting}"), &mut deltas);
+                self.calls(calls, &format!("{}{waiting}", self.open), &mut deltas);
             }
         }
         deltas
@@ -256,9 +226,8 @@ impl OutputParser {
     fn begin(&mut self) -> bool {
         let text = self.waiting.trim_start();
         if !self.was_reasoning && text.starts_with(OPEN) {
-            self.waiting = text[OPEN.len()..].to_owned();
-            self.was_reasoning = true;
-            self.mode = Mode::Reasoning;
+            let behind = self.waiting.len() - text.len() + OPEN.len();
+            self.open_reasoning(behind);
             return true;
         }
         let starts = match self.tools {
@@ -280,12 +249,16 @@ impl OutputParser {
         true
     }
 
+    /// What waits is reasoning from `at` on.
+    fn open_reasoning(&mut self, at: usize) {
+        self.waiting.drain(..at);
+        self.was_reasoning = true;
+        self.mode = Mode::Reasoning;
+    }
+
     fn reason(&mut self, deltas: &mut Vec<Delta>) -> bool {
         if let Some(at) = self.waiting.find(CLOSE) {
-            let text = self.waiting[..at].trim_end().to_owned();
-            self.waiting = self.waiting[at + CLOSE.len()..].trim_start().to_owned();
-            self.reasoning(&text, deltas);
-            self.mode = Mode::Beginning;
+            self.close_reasoning(at, CLOSE.len(), deltas);
             return true;
         }
         let end = self.waiting.len() - tail_of_mark(&self.waiting, &[CLOSE]);
@@ -293,6 +266,14 @@ impl OutputParser {
         let text: String = self.waiting.drain(..end).collect();
         self.reasoning(&text, deltas);
         false
+    }
+
+    /// What waits is reasoning up to a mark of `len` bytes at `at`.
+    fn close_reasoning(&mut self, at: usize, len: usize, deltas: &mut Vec<Delta>) {
+        let text = self.waiting[..at].trim_end().to_owned();
+        self.waiting = self.waiting[at + len..].trim_start().to_owned();
+        self.reasoning(&text, deltas);
+        self.mode = Mode::Beginning;
     }
 
     fn talk(&mut self, deltas: &mut Vec<Delta>) -> bool {
@@ -303,14 +284,10 @@ impl OutputParser {
         let first = marks
             .iter()
             .enumerate()
-            .filter_map(|(mark, (open, _))| Some((self.waiting.find(open)?, mark, open.len())))
+            .filter_map(|(mark, (open, _))| Some((self.waiting.find(open)?, mark, *open)))
             .min();
-        if let Some((at, mark, len)) = first {
-            let text = self.waiting[..at].trim_end().to_owned();
-            self.blanks = self.waiting[text.len()..at].to_owned();
-            self.waiting.drain(..at + len);
-            self.content(&text, deltas);
-            self.mode = Mode::Call(mark);
+        if let Some((at, mark, open)) = first {
+            self.open_call(mark, at, open, deltas);
             return true;
         }
         let opens: Vec<&str> = marks.iter().map(|(open, _)| *open).collect();
@@ -323,18 +300,34 @@ impl OutputParser {
         false
     }
 
+    /// What waits is content up to the opening mark of this number at `at`, of which `open` stands
+    /// in the text.
+    fn open_call(&mut self, mark: usize, at: usize, open: &'static str, deltas: &mut Vec<Delta>) {
+        let text = self.waiting[..at].trim_end().to_owned();
+        self.blanks = self.waiting[text.len()..at].to_owned();
+        self.waiting.drain(..at + open.len());
+        self.content(&text, deltas);
+        self.open = open;
+        self.mode = Mode::Call(mark);
+    }
+
     fn call(&mut self, mark: usize, deltas: &mut Vec<Delta>) -> bool {
-        let (open, close) = self.family.marks()[mark];
+        let (_, close) = self.family.marks()[mark];
         if close == END {
             return false;
         }
         let Some(at) = self.waiting.find(close) else { return false };
+        self.close_call(mark, at, close, deltas);
+        true
+    }
+
+    /// What waits is a call up to the closing mark at `at`, of which `close` stands in the text.
+    fn close_call(&mut self, mark: usize, at: usize, close: &str, deltas: &mut Vec<Delta>) {
         let inside = self.waiting[..at].to_owned();
         self.waiting.drain(..at + close.len());
-        let calls = marked_calls(self.family, open, &inside);
-        self.calls(calls, &format!("{open}{inside}{close}"), deltas);
+        let calls = marked_calls(self.family, self.family.marks()[mark].0, &inside);
+        self.calls(calls, &format!("{}{inside}{close}", self.open), deltas);
         self.mode = Mode::Content;
-        true
     }
 
     fn calls(&mut self, calls: Option<Vec<ToolCall>>, text: &str, deltas: &mut Vec<Delta>) {
@@ -381,74 +374,6 @@ fn tail_of_mark(text: &str, marks: &[&str]) -> usize {
             tail.is_some_and(|tail| marks.iter().any(|mark| mark.starts_with(tail)))
         })
         .unwrap_or(0)
-}
-
-/// The calls between two marks; `None` when they are not calls.
-fn marked_calls(family: Family, open: &str, inside: &str) -> Option<Vec<ToolCall>> {
-    match (family, open) {
-        (Family::Llama3, "<function=") => {
-            let (name, arguments) = inside.split_once('>')?;
-            let arguments = serde_json::from_str(arguments.trim()).ok()?;
-            Some(vec![checked(name.trim().to_owned(), arguments)?])
-        }
-        (Family::Phi4, "functools[") => calls_of(&format!("[{inside}")),
-        _ => calls_of(inside),
-    }
-}
-
-/// The calls that an answer is as a whole; `None` when it is something else.
-fn whole_calls(family: Family, text: &str) -> Option<Vec<ToolCall>> {
-    let text = text.trim();
-    if family != Family::Gemma || !text.starts_with("```") {
-        return calls_of(text);
-    }
-    let inside = text.strip_prefix("```")?.strip_suffix("```")?;
-    let (_, inside) = inside.split_once('\n')?;
-    calls_of(inside)
-}
-
-/// One call, an array of them, or several parted by `;` or blanks.
-fn calls_of(text: &str) -> Option<Vec<ToolCall>> {
-    let mut calls = Vec::new();
-    let mut rest = text.trim();
-    while !rest.is_empty() {
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Json>();
-        let value = values.next()?.ok()?;
-        let end = values.byte_offset();
-        match value {
-            Json::Array(values) => {
-                for value in values {
-                    calls.push(call_of(value)?);
-                }
-            }
-            value => calls.push(call_of(value)?),
-        }
-        rest = rest[end..].trim_start_matches(|c: char| c.is_whitespace() || c == ';');
-    }
-    (!calls.is_empty()).then_some(calls)
-}
-
-/// `{"name": …, "arguments" or "parameters": …}`, perhaps inside of `{"function": …}`.
-fn call_of(mut value: Json) -> Option<ToolCall> {
-    if let Some(function @ Json::Object(_)) = value.get_mut("function") {
-        value = function.take();
-    }
-    let fields = value.as_object_mut()?;
-    let name = match fields.remove("name")? {
-        Json::String(name) => name,
-        _ => return None,
-    };
-    let arguments = ["arguments", "parameters"].iter().find_map(|key| fields.remove(*key));
-    let arguments = match arguments {
-        Some(Json::String(text)) => serde_json::from_str(&text).ok()?,
-        Some(arguments) => arguments,
-        None => Json::Object(serde_json::Map::new()),
-    };
-    checked(name, arguments)
-}
-
-fn checked(name: String, arguments: Json) -> Option<ToolCall> {
-    (!name.is_empty() && arguments.is_object()).then_some(ToolCall { name, arguments })
 }
 
 #[cfg(test)]
@@ -583,6 +508,85 @@ mod tests {
             };
             assert_eq!(deltas, expected, "{family:?}");
         }
+    }
+
+    /// A piece of an answer: text, or a control token.
+    type Piece<'a> = Result<&'a str, &'a str>;
+
+    fn parse_pieces(family: Family, tools: Tools, pieces: &[Piece<'_>]) -> Output {
+        let mut parser = OutputParser::new(family, tools, Start::Content);
+        let mut output = Output::default();
+        let mut take = |deltas: Vec<Delta>| {
+            for delta in deltas {
+                match delta {
+                    Delta::Content(text) => output.content += &text,
+                    Delta::Reasoning(text) => *output.reasoning.get_or_insert_default() += &text,
+                    Delta::ToolCall(call) => output.tool_calls.push(call),
+                }
+            }
+        };
+        for piece in pieces {
+            match piece {
+                Ok(text) => text.chars().for_each(|c| take(parser.push(&c.to_string()))),
+                Err(mark) => take(parser.push_mark(mark)),
+            }
+        }
+        take(parser.finish());
+        output
+    }
+
+    #[test]
+    fn marks_that_are_control_tokens_part_an_answer_as_marks_in_its_text_do() {
+        let call = r#"{"name": "get_weather", "arguments": {"city": "Rome"}}"#;
+        let list = format!("[{call}]");
+        let pieces: [(Family, Vec<Piece<'_>>); 4] = [
+            (
+                Family::Phi4,
+                vec![Ok("Yes. \n"), Err("<|tool_call|>"), Ok(&list), Err("<|/tool_call|>")],
+            ),
+            (Family::Phi4, vec![Ok("Yes. "), Err("<|tool_call|>"), Ok(&list)]),
+            (Family::Llama3, vec![Ok("Yes."), Err("<|python_tag|>"), Ok(call)]),
+            (
+                Family::Hermes,
+                vec![
+                    Ok("\n"),
+                    Err("<think>"),
+                    Ok("\nhm\n"),
+                    Err("</think>"),
+                    Ok("\n\nYes.\n"),
+                    Err("<tool_call>"),
+                    Ok(call),
+                    Err("</tool_call>"),
+                ],
+            ),
+        ];
+        for (family, pieces) in pieces {
+            let output = parse_pieces(family, Tools::Offered, &pieces);
+            assert_eq!(output.tool_calls, [weather("Rome")], "{family:?}");
+            assert_eq!(output.content, "Yes.", "{family:?}");
+            let thought = (family == Family::Hermes).then_some("hm");
+            assert_eq!(output.reasoning.as_deref(), thought);
+        }
+    }
+
+    #[test]
+    fn a_control_token_is_never_content() {
+        let none = |family, tools, pieces: &[Piece<'_>], content: &str| {
+            let output = parse_pieces(family, tools, pieces);
+            assert_eq!(output.content, content, "{family:?} {pieces:?}");
+            assert!(output.tool_calls.is_empty() && output.reasoning.is_none());
+        };
+        let (open, close) = (Err("<|tool_call|>"), Err("<|/tool_call|>"));
+        none(
+            Family::Phi4,
+            Tools::Offered,
+            &[Ok("a "), open, Ok("[1] b"), close, Ok(" c")],
+            "a [1] b c",
+        );
+        none(Family::Phi4, Tools::Offered, &[Ok("a "), open, Ok("b")], "a b");
+        none(Family::Phi4, Tools::None, &[Ok("a"), open, Ok("b"), close], "ab");
+        none(Family::Hermes, Tools::Offered, &[Ok("a"), Err("<think>"), Ok("b")], "ab");
+        none(Family::Plain, Tools::Offered, &[Err("</think>"), open, Ok("b")], "b");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::schema::Document;
 use super::{ConstraintError, Guide, Vocabulary, grammar};
+use crate::chat;
+pub(super) use crate::chat::{THOUGHT_CLOSE as CLOSE, THOUGHT_OPEN as OPEN};
 use crate::engine::Constraint;
 
 /// What an answer must follow. By default, nothing.
@@ -30,11 +32,6 @@ pub enum Reasoning {
     /// The prompt has opened it: the answer must close it.
     Begun,
 }
-
-/// Where reasoning begins.
-pub(super) const OPEN: &str = "<think>";
-/// Where it ends.
-pub(super) const CLOSE: &str = "</think>";
 
 /// A schema of a tool's arguments, readied for the compiler, and spaced as templates write JSON.
 pub(crate) fn arguments(schema: &Value) -> Value {
@@ -69,11 +66,12 @@ impl Vocabulary {
             (Some(_), None) => "@calls",
             (None, Some(_)) => "@content",
         };
-        let thought = format!("thought[suffix=\"{CLOSE}\"]: /(?s:.*)/\nblank: /\\s{{0,2}}/\n");
+        let thought = self.thought();
         let main = match shape.reasoning {
             Reasoning::None => format!("start: {answer}\n"),
             Reasoning::Possible => format!(
-                "start: answer | \"{OPEN}\" thought blank answer\nanswer: {answer}\n{thought}"
+                "start: answer | {} thought blank answer\nanswer: {answer}\n{thought}",
+                chat::lark_mark(OPEN, self.mark(OPEN)),
             ),
             Reasoning::Begun => {
                 format!("start: thought blank answer\nanswer: {answer}\n{thought}")
@@ -87,5 +85,15 @@ impl Vocabulary {
             .is_none_or(|c| matches!(c, Constraint::JsonSchema(_) | Constraint::Json));
         let json = is_json.then_some(shape.reasoning);
         self.build(whole, json).map(Some).map_err(|reason| self.blame(shape.constraint, reason))
+    }
+
+    /// The Lark rules of reasoning, from behind its opening to behind its end, be that written out
+    /// or the vocabulary's own token.
+    fn thought(&self) -> String {
+        let written = format!("written[suffix=\"{CLOSE}\"]: /(?s:.*)/\nblank: /\\s{{0,2}}/\n");
+        match self.mark(CLOSE) {
+            Some(id) => format!("thought: written | (/(?s:.+)/)? <[{id}]>\n{written}"),
+            None => format!("thought: written\n{written}"),
+        }
     }
 }

@@ -16,6 +16,28 @@ fn allows(mask: &[u32], token: u32) -> bool {
     mask.get(token as usize / 32).is_some_and(|bits| bits >> (token % 32) & 1 == 1)
 }
 
+/// The same with a token for every mark, behind the end token, in the order of the list.
+fn bytes_and_marks() -> Vocabulary {
+    let words = (0..=255u8).map(|b| vec![b]).chain(vec![Vec::new(); 1 + chat::MARKS.len()]);
+    let marks = (END + 1..).zip(chat::MARKS).collect();
+    Vocabulary::with_marks(words.collect(), &[END], marks).expect("a vocabulary")
+}
+
+/// The tokens of a text in which `«…»` is the token of a mark.
+fn tokens(text: &str) -> Vec<u32> {
+    let (mut ids, mut rest) = (Vec::new(), text);
+    while let Some((before, (mark, behind))) =
+        rest.split_once('«').and_then(|(before, rest)| Some((before, rest.split_once('»')?)))
+    {
+        let at = chat::MARKS.iter().position(|m| *m == mark).expect("a mark");
+        ids.extend(before.bytes().map(u32::from));
+        ids.push(END + 1 + at as u32);
+        rest = behind;
+    }
+    ids.extend(rest.bytes().map(u32::from));
+    ids
+}
+
 /// Whether the whole text follows the constraint.
 fn accepts(constraint: &Constraint, text: &str) -> bool {
     let mut guide = bytes().compile(constraint).expect("a guide");
@@ -259,18 +281,25 @@ fn numbers_stay_within_what_readers_hold_and_bounds_are_kept() {
 
 /// Whether the whole text follows the shape.
 fn follows(shape: &Shape<'_>, text: &str) -> bool {
-    let vocabulary = bytes();
+    follows_in(&bytes(), shape, text)
+}
+
+fn follows_in(vocabulary: &Vocabulary, shape: &Shape<'_>, text: &str) -> bool {
     let mut guide = vocabulary.compile_shape(shape).expect("a guide").expect("not free");
-    for byte in text.bytes() {
-        if !allows(guide.mask().expect("a mask"), u32::from(byte)) {
+    for token in tokens(text) {
+        if !allows(guide.mask().expect("a mask"), token) {
             return false;
         }
-        guide.take(u32::from(byte)).expect("an allowed token");
+        guide.take(token).expect("an allowed token");
     }
     allows(guide.mask().expect("a mask"), END)
 }
 
 fn calls(family: Family, limit: Calls) -> String {
+    calls_in(&bytes(), family, limit)
+}
+
+fn calls_in(vocabulary: &Vocabulary, family: Family, limit: Calls) -> String {
     let schema = json!({
         "type": "object",
         "properties": { "city": { "$ref": "#/$defs/city" } },
@@ -287,7 +316,7 @@ fn calls(family: Family, limit: Calls) -> String {
         calls: limit,
     };
     let functions = chat::functions(&offer).expect("functions");
-    chat::calls_grammar(family, &functions, limit, arguments)
+    chat::calls_grammar(family, &functions, limit, |mark| vocabulary.mark(mark), arguments)
 }
 
 #[test]
@@ -354,4 +383,52 @@ fn calls_or_content_may_stand_beside_each_other() {
     assert!(follows(&either, "\"done\""));
     assert!(follows(&either, "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>"));
     assert!(!follows(&either, "other"));
+}
+
+#[test]
+fn marks_that_are_tokens_stand_where_marks_may_and_nowhere_else() {
+    let vocabulary = bytes_and_marks();
+    let follows = |shape: &Shape<'_>, text: &str| follows_in(&vocabulary, shape, text);
+    let schema = Constraint::JsonSchema(json!({ "type": "array", "items": { "type": "string" } }));
+    let begun =
+        Shape { constraint: Some(&schema), reasoning: Reasoning::Begun, ..Shape::default() };
+    for good in [
+        "hm, 1234567890123456789 < 2\n«</think>»\n\n[\"a\"]",
+        "«</think>»[]",
+        "é</think>\n\n[\"</think>\"]",
+    ] {
+        assert!(follows(&begun, good), "{good}");
+    }
+    for bad in [
+        "a«<think>»b«</think>»[]",
+        "a«</think>»«</think>»[]",
+        "a«</think>»[\"«</think>»\"]",
+        "a«</think>»[\"«<tool_call>»\"]",
+        "«<|tool_call|>»a«</think>»[]",
+    ] {
+        assert!(!follows(&begun, bad), "{bad}");
+    }
+    let now = |key: &str| format!("{{\"name\": \"now\", \"{key}\": {{}}}}");
+    for (family, open, close) in [
+        (Family::Hermes, "«<tool_call>»\n", "\n«</tool_call>»"),
+        (Family::Phi4, "«<|tool_call|>»[", "]«<|/tool_call|>»"),
+        (Family::Phi4, "functools[", "]"),
+        (Family::Llama3, "«<|python_tag|>»", ""),
+        (Family::Llama3, "", ""),
+    ] {
+        let key = if family == Family::Llama3 { "parameters" } else { "arguments" };
+        let call = format!("{open}{}{close}", now(key));
+        let grammar = calls_in(&vocabulary, family, Calls::One);
+        let shape = Shape { calls: Some(&grammar), ..Shape::default() };
+        assert!(follows(&shape, &call), "{call}");
+        assert!(!follows(&shape, &call.replace("now", "n«<tool_call>»ow")), "{call}");
+        let possible = Shape { reasoning: Reasoning::Possible, ..shape };
+        assert!(follows(&possible, &format!("«<think>»\nhm\n«</think>»\n\n{call}")), "{call}");
+        assert!(follows(&possible, &call), "{call}");
+    }
+    assert!(!follows_in(
+        &vocabulary,
+        &Shape { constraint: Some(&Constraint::Json), ..Shape::default() },
+        "[\"«<think>»\"]"
+    ));
 }

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::queue::Place;
 use super::request::{Event, FinishReason, Logprobs, TopToken, Usage};
 use super::text::{Heard, Stops};
+use crate::chat;
 use crate::constraint::{Guide, Progress};
 use crate::sampler::{Report, Sampler, Scratch};
 use crate::speculate::Pace;
@@ -152,8 +153,8 @@ impl Answer {
         self.completion_tokens += 1;
         self.first_at.get_or_insert_with(Instant::now);
         self.sampler.note(token);
-        let (text, end) = if tokenizer.is_end(token) {
-            (self.rest(), Some(FinishReason::Stop))
+        let (text, mark, end) = if tokenizer.is_end(token) {
+            (self.rest(), None, Some(FinishReason::Stop))
         } else {
             let progress = match self.guide.as_mut().map(|g| g.take(token)).transpose() {
                 Ok(progress) => progress,
@@ -162,24 +163,38 @@ impl Answer {
                     return;
                 }
             };
-            // What steers the model is not text to show.
-            let bytes: &[u8] =
-                if tokenizer.is_control(token) { &[] } else { tokenizer.token_bytes(token) };
-            self.hear(bytes, progress)
+            let bytes = tokenizer.token_bytes(token);
+            // What steers the model is not text to show, but may be a mark in it.
+            let control = tokenizer.is_control(token);
+            let mark = if control { chat::mark(bytes) } else { None };
+            let (text, end) = self.hear(if control { &[] } else { bytes }, mark, progress);
+            (text, mark, end)
         };
-        self.send(Event::Token { text, id: token, logprob });
+        self.send(Event::Token { text, id: token, mark, logprob });
         if let (None, Some(reason)) = (&self.end, end) {
             self.end = Some(End::Finished(reason));
         }
     }
 
-    /// The text that a token's bytes make certain, and whether the answer ends with it.
-    fn hear(&mut self, bytes: &[u8], progress: Option<Progress>) -> (String, Option<FinishReason>) {
-        let piece = self.decoder.push(bytes);
+    /// The text that a token's bytes make certain, and whether the answer ends with it. At a mark
+    /// all text before it is certain.
+    fn hear(
+        &mut self,
+        bytes: &[u8],
+        mark: Option<&str>,
+        progress: Option<Progress>,
+    ) -> (String, Option<FinishReason>) {
+        let piece = match mark {
+            Some(_) => self.decoder.finish(),
+            None => self.decoder.push(bytes),
+        };
         let mut text = match self.stops.hear(piece) {
             Heard::Stopped(text) => return (text, Some(FinishReason::Stop)),
             Heard::Goes(text) => text,
         };
+        if mark.is_some() {
+            text.push_str(&self.stops.finish());
+        }
         let end = if progress == Some(Progress::Complete) {
             Some(FinishReason::Stop)
         } else {

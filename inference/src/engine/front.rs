@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use crate::chat::ChatTemplate;
+use crate::chat::{self, ChatTemplate};
 use crate::constraint::{ConstraintError, Vocabulary};
 use crate::model::Pooling;
 use crate::tokenizer::Tokenizer;
@@ -42,11 +42,14 @@ impl Front {
     pub(crate) fn vocabulary(&self) -> Result<&Vocabulary, ConstraintError> {
         let vocabulary = self.vocabulary.get_or_init(|| {
             let count = self.tokenizer.vocab_len() as u32;
-            // Tokens that are not text can't be part of a constrained one.
-            let is_text = |id| !self.tokenizer.is_control(id) && !self.tokenizer.is_reserved(id);
-            let word = |id| if is_text(id) { self.tokenizer.token_bytes(id) } else { &[] };
+            // Tokens that are not text can't be part of a constrained one, but marks around it.
+            let tokenizer = &self.tokenizer;
+            let word = |id| if tokenizer.is_reserved(id) { &[] } else { tokenizer.token_bytes(id) };
             let words: Vec<Vec<u8>> = (0..count).map(|id| word(id).to_vec()).collect();
-            Vocabulary::new(words, self.tokenizer.ends())
+            let mark = |text| Some((tokenizer.special(text)?, text));
+            let is_mark = |(id, _): &(u32, _)| tokenizer.is_reserved(*id) && !tokenizer.is_end(*id);
+            let marks = chat::MARKS.into_iter().filter_map(mark).filter(is_mark).collect();
+            Vocabulary::with_marks(words, tokenizer.ends(), marks)
         });
         vocabulary.as_ref().map_err(Clone::clone)
     }

@@ -259,7 +259,8 @@ fn calls(
             reason: format!("the parameters of {:?}: {error}", function.name),
         })?;
     }
-    Ok(chat::calls_grammar(family, functions, limit, crate::constraint::arguments))
+    let token = |mark: &str| vocabulary.mark(mark);
+    Ok(chat::calls_grammar(family, functions, limit, token, crate::constraint::arguments))
 }
 
 /// A vector that comes later.

@@ -163,6 +163,10 @@ pub enum Event {
         text: String,
         /// The token's id.
         id: u32,
+        /// Which mark around reasoning or a call the token is, behind the text, where it is a
+        /// control token and so none of the text: for
+        /// [`OutputParser::push_mark`](crate::chat::OutputParser::push_mark), not to be shown.
+        mark: Option<&'static str>,
         /// When asked for.
         logprob: Option<Logprobs>,
     },

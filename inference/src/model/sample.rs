@@ -40,6 +40,9 @@ pub struct Sample {
     pub seed: u64,
     /// The chat template; a plain one where none is given.
     pub template: Option<String>,
+    /// More tokens that are not ordinary text, each with the number of its kind
+    /// (`tokenizer.ggml.token_type`): 3 control, 4 defined by the author.
+    pub specials: Vec<(String, i32)>,
 }
 
 /// Why a sample could not be made.
@@ -75,6 +78,7 @@ impl Sample {
             weight_type: TensorType::F32,
             seed: 1,
             template: None,
+            specials: Vec::new(),
         }
     }
 
@@ -106,7 +110,7 @@ impl Sample {
             noise: Noise(self.seed),
             ty: self.weight_type,
         };
-        let vocab = vocabulary();
+        let vocab = vocabulary(&self.specials);
         self.metadata(&mut file.writer, family.rope_factors, &vocab);
         let (embedding, inner) = (self.embedding_len, self.feed_forward_len);
         let (heads, kv) = (self.heads * self.head_dims, self.kv_heads * self.head_dims);
@@ -199,8 +203,8 @@ struct Vocabulary {
     merges: Vec<String>,
 }
 
-/// All bytes, some merges, three special tokens: the last ends a turn.
-fn vocabulary() -> Vocabulary {
+/// All bytes, some merges, these special tokens and three more: the last ends a turn.
+fn vocabulary(specials: &[(String, i32)]) -> Vocabulary {
     // GPT-2's alphabet: printable bytes stand for themselves, the rest from U+0100 on.
     let mut others = 0x100_u32..;
     let mut tokens: Vec<String> = (0..=255_u8)
@@ -213,6 +217,10 @@ fn vocabulary() -> Vocabulary {
     let merges = ["h e", "t he", "i n", "e r", "o n", "Ġ the", "a n", "Ġ a", "in g", "o u"];
     tokens.extend(merges.iter().map(|merge| merge.replace(' ', "")));
     let mut types = vec![1; tokens.len()];
+    for (text, kind) in specials {
+        tokens.push(text.clone());
+        types.push(*kind);
+    }
     tokens.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(String::from));
     types.extend([3; 3]);
     Vocabulary { tokens, types, merges: merges.map(String::from).to_vec() }

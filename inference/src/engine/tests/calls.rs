@@ -36,6 +36,10 @@ fn tools() -> Value {
 }
 
 async fn engine(template: String) -> Engine {
+    engine_with(template, Vec::new()).await
+}
+
+async fn engine_with(template: String, specials: Vec<(String, i32)>) -> Engine {
     let options = EngineOptions {
         budget_bytes: 256 << 20,
         threads: 1,
@@ -44,9 +48,21 @@ async fn engine(template: String) -> Engine {
         ..EngineOptions::default()
     };
     let engine = Engine::start(options).expect("an engine");
-    let sample = Sample { template: Some(template), context_tokens: 2048, ..Sample::of("llama") };
+    let llama = Sample::of("llama");
+    let sample = Sample { template: Some(template), specials, context_tokens: 2048, ..llama };
     engine.load("m", sample.gguf().expect("a sample")).await.expect("loads");
     engine
+}
+
+/// Tokens of the kinds that files have: 3 control, 4 defined by the author.
+fn specials(kind: i32) -> Vec<(String, i32)> {
+    crate::chat::MARKS.iter().map(|mark| ((*mark).to_owned(), kind)).collect()
+}
+
+/// These tokens wherever they may come.
+fn rather(engine: &Engine, marks: &[&str]) -> Vec<(u32, f32)> {
+    let tokenizer = engine.tokenizer("m").expect("a tokenizer");
+    marks.iter().map(|mark| (tokenizer.special(mark).expect("a token"), 100.0)).collect()
 }
 
 fn request(choice: ToolChoice, calls: Calls, seed: u64) -> Request {
@@ -63,29 +79,49 @@ fn request(choice: ToolChoice, calls: Calls, seed: u64) -> Request {
     }
 }
 
-/// The calls and the content of an answer, and why it ended.
-async fn ask(engine: &Engine, request: Request) -> (Vec<ToolCall>, String, FinishReason) {
+/// An answer, taken apart, with its tokens and why it ended.
+#[derive(Debug)]
+struct Answered {
+    calls: Vec<ToolCall>,
+    content: String,
+    reasoning: String,
+    ids: Vec<u32>,
+    ended: FinishReason,
+}
+
+async fn answered(engine: &Engine, request: Request) -> Answered {
     let mut generation = engine.generate(request).await.expect("accepted");
     let mut parser = generation.take_parser().expect("a conversation");
-    let (mut deltas, mut ended) = (Vec::new(), None);
+    let (mut deltas, mut ids, mut ended) = (Vec::new(), Vec::new(), None);
     while let Some(event) = generation.next().await {
         match event {
-            Event::Token { text, .. } => deltas.extend(parser.push(&text)),
+            Event::Token { text, id, mark, .. } => {
+                ids.push(id);
+                deltas.extend(parser.push(&text));
+                deltas.extend(mark.into_iter().flat_map(|mark| parser.push_mark(mark)));
+            }
             Event::Done { reason, .. } => ended = Some(reason),
             Event::Failed { message } => panic!("{message}"),
             Event::Started { .. } => {}
         }
     }
     deltas.extend(parser.finish());
-    let (mut calls, mut content) = (Vec::new(), String::new());
+    let (mut calls, mut content, mut reasoning) = (Vec::new(), String::new(), String::new());
     for delta in deltas {
         match delta {
             Delta::ToolCall(call) => calls.push(call),
             Delta::Content(text) => content += &text,
-            Delta::Reasoning(text) => panic!("no reasoning was possible: {text}"),
+            Delta::Reasoning(text) => reasoning += &text,
         }
     }
-    (calls, content, ended.expect("an end"))
+    Answered { calls, content, reasoning, ids, ended: ended.expect("an end") }
+}
+
+/// The calls and the content of an answer without reasoning, and why it ended.
+async fn ask(engine: &Engine, request: Request) -> (Vec<ToolCall>, String, FinishReason) {
+    let got = answered(engine, request).await;
+    assert_eq!(got.reasoning, "", "no reasoning was possible");
+    (got.calls, got.content, got.ended)
 }
 
 fn is_valid(call: &ToolCall) -> bool {
@@ -170,4 +206,74 @@ async fn where_the_template_opens_reasoning_a_constraint_waits_for_its_end() {
     }
     assert!(!deltas.is_empty());
     assert!(deltas.iter().all(|delta| matches!(delta, Delta::Reasoning(_))), "{deltas:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constrained_answer_closes_its_reasoning_by_the_vocabularys_own_token() {
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n";
+    for kind in [3, 4] {
+        let engine = engine_with(template.to_owned(), specials(kind)).await;
+        let mut asked = request(ToolChoice::Auto, Calls::Many, 1);
+        asked.constraint = Some(Constraint::JsonSchema(json!({
+            "type": "object",
+            "properties": { "a": { "type": "string", "maxLength": 8 } },
+            "required": ["a"],
+            "additionalProperties": false,
+        })));
+        let Prompt::Chat { tools, .. } = &mut asked.prompt else { unreachable!("it is one") };
+        *tools = None;
+        // Where they could, all marks would come: within the reasoning, and within the JSON.
+        asked.sampling.logit_bias = rather(&engine, &crate::chat::MARKS);
+        let got = answered(&engine, asked).await;
+        let close = rather(&engine, &["</think>"])[0].0;
+        assert_eq!(got.ids.iter().filter(|id| **id == close).count(), 1, "kind {kind}: {got:?}");
+        let json: Value = serde_json::from_str(&got.content).expect("JSON");
+        assert!(json["a"].is_string(), "kind {kind}: {got:?}");
+        let tokenizer = engine.tokenizer("m").expect("a tokenizer");
+        let specials = got.ids.iter().filter(|id| tokenizer.is_reserved(**id)).count();
+        assert!(specials <= 2, "the mark and the end: {got:?}");
+        assert_eq!((got.ended, got.calls.len()), (FinishReason::Stop, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn required_calls_stand_between_the_vocabularys_own_tokens() {
+    for (family, template) in templates() {
+        let marks: &[&str] = match family {
+            "hermes" => &["<tool_call>", "</tool_call>"],
+            "phi4" => &["<|tool_call|>", "<|/tool_call|>"],
+            "llama3" => &["<|python_tag|>"],
+            _ => &[],
+        };
+        for kind in [3, 4] {
+            let engine = engine_with(template.clone(), specials(kind)).await;
+            let mut asked = request(ToolChoice::Required, Calls::One, 3);
+            asked.sampling.logit_bias = rather(&engine, &crate::chat::MARKS);
+            let got = answered(&engine, asked).await;
+            assert_eq!(got.ended, FinishReason::Stop, "{family}, kind {kind}");
+            assert!(got.calls.len() == 1 && is_valid(&got.calls[0]), "{family}, {kind}: {got:?}");
+            assert_eq!(got.content, "", "{family}, kind {kind}");
+            let tokenizer = engine.tokenizer("m").expect("a tokenizer");
+            let is_mark = |id: &u32| tokenizer.is_reserved(*id) && !tokenizer.is_end(*id);
+            let found: Vec<u32> = got.ids.iter().copied().filter(is_mark).collect();
+            let expected = rather(&engine, marks).into_iter().map(|(id, _)| id);
+            assert_eq!(found, expected.collect::<Vec<_>>(), "{family}, kind {kind}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_tokens_that_are_no_marks_of_the_answer_are_not_shown() {
+    let [_, _, (_, phi4), ..] = templates();
+    let engine = engine_with(phi4, specials(3)).await;
+    let mut asked = request(ToolChoice::Auto, Calls::Many, 1);
+    asked.max_tokens = Some(12);
+    // Nothing else comes: an opening without a call.
+    asked.sampling.logit_bias = rather(&engine, &["<|tool_call|>"]);
+    let got = answered(&engine, asked.clone()).await;
+    assert_eq!((got.content.as_str(), got.calls.len(), got.ids.len()), ("", 0, 12), "{got:?}");
+    let Prompt::Chat { tools, .. } = &mut asked.prompt else { unreachable!("it is one") };
+    *tools = None;
+    let got = answered(&engine, asked).await;
+    assert_eq!((got.content.as_str(), got.calls.len(), got.ids.len()), ("", 0, 12), "{got:?}");
 }
