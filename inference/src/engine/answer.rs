@@ -45,6 +45,9 @@ pub(crate) struct Answer {
     pub(crate) pace: Pace,
     /// Set once it is over.
     pub(crate) end: Option<End>,
+    /// For tests: choosing this many tokens panics.
+    #[cfg(test)]
+    pub(crate) panics_after: Option<usize>,
 }
 
 /// What an answer is made from.
@@ -83,6 +86,8 @@ impl Answer {
             deadline: ask.deadline,
             pace: Pace::default(),
             end: None,
+            #[cfg(test)]
+            panics_after: None,
         };
         (answer, receiver)
     }
@@ -129,6 +134,8 @@ impl Answer {
         tokenizer: &Tokenizer,
         scratch: &mut Scratch,
     ) -> Option<u32> {
+        #[cfg(test)]
+        assert_ne!(self.panics_after, Some(self.completion_tokens), "a bug over this answer");
         let report = self.logprobs.map(|top| Report::new(row, usize::from(top), scratch));
         let mask = match self.guide.as_mut().map(Guide::mask).transpose() {
             Ok(mask) => mask,

@@ -12,6 +12,10 @@ pub(super) struct Faults {
     pub(super) fails: Option<u32>,
     pub(super) panics: Option<u32>,
     pub(super) not_a_number: Option<u32>,
+    /// The beginning of the block that can't be copied.
+    pub(super) fails_to_copy: Option<u32>,
+    /// Being told this many threads panics: no sequence is to blame for that.
+    pub(super) panics_with_threads: Option<usize>,
 }
 
 /// What happened, for tests to look at.
@@ -111,6 +115,9 @@ impl Backend for Fake {
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), StepError> {
         for &(from, to) in pairs {
             let from = from as usize * BLOCK_TOKENS;
+            if self.faults.fails_to_copy == Some(self.slots[from]) {
+                return Err(StepError::Batch("this block fails to be copied".to_owned()));
+            }
             self.slots.copy_within(from..from + BLOCK_TOKENS, to as usize * BLOCK_TOKENS);
         }
         Ok(())
@@ -121,6 +128,7 @@ impl Backend for Fake {
     }
 
     fn set_threads(&mut self, threads: usize) {
+        assert_ne!(self.faults.panics_with_threads, Some(threads), "a bug over the whole model");
         self.log.threads.store(threads, Ordering::Relaxed);
     }
 }

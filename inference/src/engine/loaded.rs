@@ -11,7 +11,7 @@ use super::request::FinishReason;
 use super::schedule::{Item, Limits, Plan, Scheduler};
 use super::sequence::{Kind, Sequence};
 use super::status::{KvStatus, ModelInfo, ModelStatus, Totals};
-use super::step::Stepper;
+use super::step::{self, Stepper};
 use super::vector::Vector;
 use crate::backend::{Backend, MemoryUse};
 use crate::governor::Strength;
@@ -217,16 +217,17 @@ impl Loaded {
             draft.set_threads(threads);
         }
         let begun = self.stepper.computing();
-        let copied = self.stepper.copy(&plan.copies);
-        let computed =
-            copied.and_then(|()| self.stepper.step(kind, &plan.items, self.scheduler.running()));
-        match computed {
-            Ok(()) => self.postprocess(kind, &plan.items),
-            Err(reason) if plan.items.len() == 1 => self.fail(&plan.items, &reason),
+        let items = self.copy(plan);
+        if items.is_empty() {
+            return Duration::ZERO;
+        }
+        match self.stepper.step(kind, &items, self.scheduler.running()) {
+            Ok(()) => self.postprocess(kind, &items),
+            Err(reason) if items.len() == 1 => self.fail(&items, &reason),
             Err(reason) => {
                 self.totals.steps_failed += 1;
                 tracing::warn!(model = %self.info.name, %reason, "step failed; trying its sequences one by one");
-                for item in &plan.items {
+                for item in &items {
                     let alone = std::slice::from_ref(item);
                     match self.stepper.step(kind, alone, self.scheduler.running()) {
                         Ok(()) => self.postprocess(kind, alone),
@@ -236,6 +237,22 @@ impl Loaded {
             }
         }
         self.stepper.computing() - begun
+    }
+
+    /// Copies a plan's blocks, each alone and in order: one may overwrite what the one before it
+    /// read. A sequence whose block was not copied ends here, for the cache does not hold its text.
+    /// Returns the items that are left to compute.
+    fn copy(&mut self, plan: &Plan) -> Vec<Item> {
+        let mut items = plan.items.clone();
+        for &(from, to) in &plan.copies {
+            let Err(reason) = self.stepper.copy(from, to) else { continue };
+            let running = self.scheduler.running();
+            let (failed, left): (Vec<Item>, Vec<Item>) =
+                items.into_iter().partition(|item| running[item.index].blocks().contains(&to));
+            items = left;
+            self.fail(&failed, &reason);
+        }
+        items
     }
 
     fn fail(&mut self, items: &[Item], reason: &str) {
@@ -286,8 +303,16 @@ impl Loaded {
             if at > accepted || answer.end.is_some() {
                 continue; // A row after a wrong guess, or after the end: skipped, but consumed.
             }
-            let next = answer.next(row, &sequence.tokens, &self.tokenizer, &mut self.scratch);
-            let Some(token) = next else { continue };
+            let next = step::contained(|| {
+                answer.next(row, &sequence.tokens, &self.tokenizer, &mut self.scratch)
+            });
+            let Some(token) = next.unwrap_or_else(|panic| {
+                answer.end =
+                    Some(End::Failed(format!("choose a token: the engine panicked: {panic}")));
+                None
+            }) else {
+                continue;
+            };
             sequence.tokens.push(token);
             self.totals.completion_tokens += 1;
             if at < item.guesses && sequence.guesses.get(at) == Some(&token) {

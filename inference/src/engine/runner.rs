@@ -1,6 +1,5 @@
 //! The engine's thread: it owns the models and goes round.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use super::options::{KeepAlive, Speculation};
 use super::queue::{Closed, lock};
 use super::sequence::Sequence;
 use super::status::{MemoryStatus, Totals};
-use super::{OrderRefused, Shared};
+use super::{OrderRefused, Shared, step};
 use crate::governor::SpeculationAllowed;
 
 /// What the thread is told beside requests.
@@ -262,12 +261,14 @@ impl Runner {
             if model.is_idle() {
                 continue;
             }
-            let turn = AssertUnwindSafe(|| model.turn(Instant::now(), allowance));
-            if std::panic::catch_unwind(turn).is_err() {
-                // Its bookkeeping can't be trusted any more; the others' can.
-                tracing::error!(model = %self.models[at].1.info.name, "the engine panicked over this model");
+            if let Err(panic) = step::contained(|| model.turn(Instant::now(), allowance)) {
+                // Where one sequence was to blame, it ended alone before it came to this. Here the
+                // model's bookkeeping can't be trusted any more; the others' can.
                 let (_, model) = self.models.remove(at);
+                tracing::error!(model = %model.info.name, panic, "the engine panicked over this model");
                 self.shared.fronts.remove(&model.info.name);
+                self.gone.add(&model.totals());
+                self.published = None;
             }
         }
     }

@@ -45,12 +45,9 @@ impl Stepper {
         changes
     }
 
-    pub(crate) fn copy(&mut self, pairs: &[(u32, u32)]) -> Result<(), String> {
-        if pairs.is_empty() {
-            return Ok(());
-        }
+    pub(crate) fn copy(&mut self, from: u32, to: u32) -> Result<(), String> {
         let backend = &mut self.backend;
-        guarded(|| backend.copy_blocks(pairs))
+        guarded(|| backend.copy_blocks(&[(from, to)]))
     }
 
     /// How many rows an item gives.
@@ -125,15 +122,16 @@ fn rows(kind: Kind, item: &Item, sequence: &Sequence<Work>) -> Rows {
 pub(super) fn guarded<E: std::fmt::Display>(
     work: impl FnOnce() -> Result<(), E>,
 ) -> Result<(), String> {
-    match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+    match contained(work) {
         Ok(result) => result.map_err(|e| e.to_string()),
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|s| (*s).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
-            Err(format!("compute a step: the backend panicked: {text}"))
-        }
+        Err(panic) => Err(format!("compute a step: the backend panicked: {panic}")),
     }
+}
+
+/// What some work gives or, as a last resort, what its panic says.
+pub(super) fn contained<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+    })
 }

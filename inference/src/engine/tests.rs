@@ -78,6 +78,8 @@ struct Wanted {
     principal: &'static str,
     priority: u8,
     deadline: Option<Duration>,
+    /// Choosing this many tokens panics.
+    panics_after: Option<usize>,
 }
 
 fn wanted(prompt: &[u32]) -> Wanted {
@@ -91,6 +93,7 @@ fn wanted(prompt: &[u32]) -> Wanted {
         principal: "app",
         priority: PRIORITY_DEFAULT,
         deadline: None,
+        panics_after: None,
     }
 }
 
@@ -153,7 +156,7 @@ impl Stage {
     fn ask(&mut self, wanted: &Wanted) -> Receiver<Event> {
         self.ids += 1;
         let vocab = self.loaded.info.vocabulary;
-        let (answer, events) = Answer::new(Ask {
+        let (mut answer, events) = Answer::new(Ask {
             place: self.queue.take().expect("a place"),
             sampler: Sampler::new(wanted.sampling.clone(), wanted.seed, vocab).expect("in range"),
             guide: None,
@@ -164,6 +167,7 @@ impl Stage {
             accepted_at: self.now,
             deadline: wanted.deadline.map(|d| self.now + d),
         });
+        answer.panics_after = wanted.panics_after;
         let sequence = Sequence::new(
             self.ids,
             Arc::from(wanted.principal),

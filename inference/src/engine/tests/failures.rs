@@ -55,6 +55,93 @@ fn a_sequence_whose_logits_are_not_numbers_ends_alone() {
 }
 
 #[test]
+fn a_sequence_that_the_engine_panics_on_ends_alone() {
+    let bad = Wanted { panics_after: Some(3), ..wanted(&prompt(8, 20)) };
+    let (_, bad, stage) = crowd_with(Faults::default(), &bad);
+    assert!(bad.failed.is_some_and(|m| m.contains("panicked: ") && m.contains("a bug")));
+    assert_eq!((bad.ids.len(), stage.loaded.totals().failed), (3, 1));
+}
+
+#[test]
+fn a_sequence_whose_block_is_not_copied_ends_alone_and_without_a_wrong_text() {
+    let (known, other) = (prompt(4, 64), prompt(9, 64));
+    let faults = Faults { fails_to_copy: Some(known[32]), ..Faults::default() };
+    assert_ne!(known[32], other[32]);
+    let mut stage = Stage::new(Setup { faults, ..Setup::default() });
+    for tokens in [&known, &other] {
+        let first = stage.ask(&wanted(tokens));
+        stage.run();
+        assert_eq!(read(first).ids, reference(&wanted(tokens), usize::MAX));
+    }
+    // All of both is known by now: to choose a token, each needs a copy of its last block.
+    let (bad, good) = (stage.ask(&wanted(&known)), stage.ask(&wanted(&other)));
+    let fresh = stage.ask(&wanted(&prompt(2, 20)));
+    stage.run();
+    let bad = read(bad);
+    assert!(bad.failed.is_some_and(|m| m.contains("copied")));
+    assert!(bad.ids.is_empty(), "{:?}", bad.ids);
+    assert_eq!(read(good).ids, reference(&wanted(&other), usize::MAX));
+    assert_eq!(read(fresh).ids, reference(&wanted(&prompt(2, 20)), usize::MAX));
+    // What is known of the text was not spoilt: a longer one goes on from it.
+    let longer = wanted(&[known, vec![7]].concat());
+    let events = stage.ask(&longer);
+    stage.run();
+    assert_eq!(read(events).ids, reference(&longer, usize::MAX));
+}
+
+/// Puts a stage's model into an engine.
+async fn commit(engine: &Engine, name: &str, faults: Faults) {
+    let mut loaded = Stage::new(Setup { faults, ..Setup::default() }).loaded;
+    loaded.info.name = name.to_owned();
+    let front = front::Front::new(
+        name.to_owned(),
+        engine.shared.next_ordinal(),
+        tokenizer(),
+        Ok(None),
+        crate::model::Pooling::Mean,
+        2048,
+        loaded.info.vocabulary,
+    );
+    let reserved = budget::Reserved::new(0, &Arc::default());
+    let (reply, answer) = oneshot::channel();
+    let (loaded, front) = (Box::new(loaded), Arc::new(front));
+    let order = Order::Commit { loaded, front, reserved, reply };
+    engine.shared.mailbox.push_order(order).expect("it takes orders");
+    answer.await.expect("an answer").expect("it is taken");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_that_no_sequence_is_to_blame_for_ends_the_model_with_all_its_answers_and_no_other()
+{
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let engine = Engine::start(options).expect("an engine");
+    commit(&engine, "good", Faults::default()).await;
+    commit(&engine, "bad", Faults { panics_with_threads: Some(1), ..Faults::default() }).await;
+    let request = |model: &str| Request {
+        model: model.to_owned(),
+        prompt: Prompt::Tokens(prompt(1, 20)),
+        sampling: Sampling::greedy(),
+        max_tokens: Some(8),
+        ..Request::default()
+    };
+    let good = engine.generate(request("good")).await.expect("accepted");
+    let bad = engine.generate(request("bad")).await.expect("accepted");
+    let last = async |mut generation: Generation| {
+        let mut last = None;
+        while let Some(event) = generation.next().await {
+            last = Some(event);
+        }
+        last
+    };
+    assert!(matches!(last(bad).await, Some(Event::Failed { .. })));
+    assert!(matches!(last(good).await, Some(Event::Done { .. })));
+    let gone = engine.generate(request("bad")).await.map(|_| ());
+    assert!(matches!(gone, Err(Refused::ModelNotLoaded { .. })), "{gone:?}");
+    let again = engine.generate(request("good")).await.expect("accepted");
+    assert!(matches!(last(again).await, Some(Event::Done { .. })));
+}
+
+#[test]
 fn a_caller_that_goes_frees_everything_at_the_next_step() {
     let mut stage = Stage::new(Setup::default());
     let events = stage.ask(&Wanted { tokens_max: 1000, ..wanted(&prompt(1, 100)) });
