@@ -8,7 +8,8 @@
 //! Invariants:
 //! - Reserved tokens (see [`Tokenizer::is_reserved`]) come only out of text that was encoded with
 //!   [`Special::Parse`], which is for templates. Text of users is encoded with
-//!   [`Special::Plain`], or shielded first ([`Tokenizer::shield`]).
+//!   [`Special::Plain`], or shielded first ([`Tokenizer::shield`]), which also keeps it from the
+//!   tokens that end an answer where a vocabulary counts those as text (Phi-3's `</s>`).
 //! - An unknown kind of vocabulary or pre-tokenizer is refused by its name, never guessed.
 //! - The vocabulary's strings are kept in one block of memory, not one allocation per token.
 //!
@@ -172,12 +173,13 @@ impl Tokenizer {
         let eot = id("tokenizer.ggml.eot_token_id")?;
         let eom = id("tokenizer.ggml.eom_token_id")?;
         let pad = id("tokenizer.ggml.padding_token_id")?;
-        let special = SpecialIndex::new(&vocab, matches!(model, Model::Spm(_)))?;
+        let mut special = SpecialIndex::new(&vocab, matches!(model, Model::Spm(_)))?;
         let eot = eot.or_else(|| special::END_OF_TURN.iter().find_map(|text| special.id(text)));
         let mut ends: Vec<u32> = special::ENDS.iter().filter_map(|text| special.id(text)).collect();
         ends.extend(eos.into_iter().chain(eot).chain(eom));
         ends.sort_unstable();
         ends.dedup();
+        special.note_ends(&vocab, &ends)?;
         let flag = |key: &str| gguf.bool(key);
         let add_bos = flag("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos) && bos.is_some();
         let add_eos = flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false) && eos.is_some();
@@ -206,19 +208,21 @@ impl Tokenizer {
 
     /// A stretch of text without reserved tokens, at the start or behind one of them.
     fn encode_ordinary(&self, text: &str, ids: &mut Vec<u32>) {
-        let text: Cow<'_, str> =
-            if text.contains(SHIELD) { text.replace(SHIELD, "").into() } else { text.into() };
+        let shielded = text.contains(SHIELD);
+        let plain: Cow<'_, str> =
+            if shielded { text.replace(SHIELD, "").into() } else { text.into() };
         match &self.model {
             Model::Bpe(bpe) => {
                 // Only tokens of blanks are left to find here (a few vocabularies have them).
-                self.special.split_defined(&text, |piece| match piece {
+                self.special.split_defined(&plain, &[], |piece| match piece {
                     special::Piece::Text(text) => bpe.encode(&self.vocab, text, ids),
                     special::Piece::Token(id) => ids.push(id),
                 });
             }
             Model::Spm(spm) => {
-                let text = spm.normalize(&text);
-                self.special.split_defined(&text, |piece| match piece {
+                let plain = spm.normalize(&plain);
+                let shields = if shielded { spm.shields(text) } else { Vec::new() };
+                self.special.split_defined(&plain, &shields, |piece| match piece {
                     special::Piece::Text(text) => spm.encode(&self.vocab, text, ids),
                     special::Piece::Token(id) => ids.push(id),
                 });
@@ -227,32 +231,22 @@ impl Tokenizer {
     }
 
     /// Text of a user or a tool, made safe to stand in a template's text that is encoded with
-    /// [`Special::Parse`]: a [`SHIELD`] inside keeps the text of reserved tokens from being taken
-    /// for the tokens, and is dropped by the encoding.
+    /// [`Special::Parse`]: a [`SHIELD`] inside keeps the text of reserved tokens, and of any that
+    /// end an answer, from being taken for the tokens, and is dropped by the encoding.
     pub fn shield<'a>(&self, text: &'a str) -> Cow<'a, str> {
         self.shield_where(text, |_| true)
     }
 
-    /// The same for control tokens only, not for the mark-up of [`Tokenizer::is_reserved`].
+    /// The same, but not for the mark-up among the tokens of [`Tokenizer::is_reserved`].
     pub fn shield_control<'a>(&self, text: &'a str) -> Cow<'a, str> {
         self.shield_where(text, |id| self.is_control(id))
     }
 
     fn shield_where<'a>(&self, text: &'a str, chosen: impl Fn(u32) -> bool) -> Cow<'a, str> {
-        let mut text: Cow<'a, str> =
+        let text: Cow<'a, str> =
             if text.contains(SHIELD) { text.replace(SHIELD, "").into() } else { text.into() };
-        let mut from = 0;
-        while let Some(found) = self.special.find_reserved(&text[from..]) {
-            let first = text[from + found.start..].chars().next().map_or(1, char::len_utf8);
-            let at = from + found.start + first;
-            if chosen(found.id) {
-                text.to_mut().insert(at, SHIELD);
-                from = at + SHIELD.len_utf8();
-            } else {
-                from += found.end;
-            }
-        }
-        text
+        let text = shielded(text, |text| self.special.find_reserved(text), chosen);
+        shielded(text, |text| self.special.find_end(text), |_| true)
     }
 
     /// The text of tokens, reserved ones included. Bytes that are not UTF-8 become U+FFFD. The
@@ -338,6 +332,26 @@ impl Tokenizer {
     pub fn special(&self, text: &str) -> Option<u32> {
         self.special.id(text)
     }
+}
+
+/// With a [`SHIELD`] behind the first character of every token found that is chosen.
+fn shielded<'a>(
+    mut text: Cow<'a, str>,
+    find: impl Fn(&str) -> Option<special::Found>,
+    chosen: impl Fn(u32) -> bool,
+) -> Cow<'a, str> {
+    let mut from = 0;
+    while let Some(found) = find(&text[from..]) {
+        let first = text[from + found.start..].chars().next().map_or(1, char::len_utf8);
+        let at = from + found.start + first;
+        if chosen(found.id) {
+            text.to_mut().insert(at, SHIELD);
+            from = at + SHIELD.len_utf8();
+        } else {
+            from += found.end;
+        }
+    }
+    text
 }
 
 fn special_id(

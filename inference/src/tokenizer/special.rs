@@ -101,6 +101,8 @@ pub(super) struct SpecialIndex {
     reserved: Finder,
     /// What the vocabulary's author added and any text may have.
     defined: Finder,
+    /// Those of them that end an answer all the same: Phi-3's `</s>`.
+    ends: Finder,
     sentence_piece: bool,
 }
 
@@ -119,7 +121,24 @@ impl SpecialIndex {
             }
         }
         let (reserved, defined) = (Finder::new(&reserved)?, Finder::new(&defined)?);
-        Ok(Self { reserved, defined, sentence_piece })
+        Ok(Self { reserved, defined, ends: Finder::new(&[])?, sentence_piece })
+    }
+
+    /// Notes which tokens end an answer.
+    pub(super) fn note_ends(&mut self, vocab: &Vocab, ends: &[u32]) -> Result<(), TokenizerError> {
+        let defined = ends
+            .iter()
+            .filter(|id| vocab.kind(**id) == Kind::UserDefined && !self.is_reserved(vocab, **id));
+        let texts =
+            defined.filter_map(|id| Some((std::str::from_utf8(vocab.bytes(*id)).ok()?, *id)));
+        let texts: Vec<(&str, u32)> = texts.filter(|(text, _)| !text.is_empty()).collect();
+        self.ends = Finder::new(&texts)?;
+        Ok(())
+    }
+
+    /// The first token in a text that any text may have and that ends an answer.
+    pub(super) fn find_end(&self, text: &str) -> Option<Found> {
+        self.ends.find(text)
     }
 
     pub(super) fn is_reserved(&self, vocab: &Vocab, id: u32) -> bool {
@@ -131,18 +150,33 @@ impl SpecialIndex {
         self.reserved.find(text)
     }
 
-    /// Cuts a text at the tokens that any text may have.
-    pub(super) fn split_defined(&self, text: &str, mut piece: impl FnMut(Piece<'_>)) {
-        let mut rest = text;
-        while let Some(found) = self.defined.find(rest) {
-            if found.start > 0 {
-                piece(Piece::Text(&rest[..found.start]));
+    /// Cuts a text at the tokens that any text may have, but for those that end an answer and have
+    /// one of `shields` (places in the text, in order) inside: these are cut in two there.
+    pub(super) fn split_defined(
+        &self,
+        text: &str,
+        shields: &[usize],
+        mut piece: impl FnMut(Piece<'_>),
+    ) {
+        let mut at = 0;
+        while let Some(found) = self.defined.find(&text[at..]) {
+            let (start, end) = (at + found.start, at + found.end);
+            let shield = shields.iter().find(|shield| (start + 1..end).contains(*shield));
+            let shield = shield.filter(|_| self.ends.ids.contains(&found.id));
+            let text_end = shield.copied().unwrap_or(start);
+            if text_end > at {
+                piece(Piece::Text(&text[at..text_end]));
             }
-            piece(Piece::Token(found.id));
-            rest = &rest[found.end..];
+            at = match shield {
+                Some(shield) => *shield,
+                None => {
+                    piece(Piece::Token(found.id));
+                    end
+                }
+            };
         }
-        if !rest.is_empty() {
-            piece(Piece::Text(rest));
+        if at < text.len() {
+            piece(Piece::Text(&text[at..]));
         }
     }
 

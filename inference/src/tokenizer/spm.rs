@@ -4,8 +4,8 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use super::TokenizerError;
 use super::vocab::{Kind, Vocab, Words};
+use super::{SHIELD, TokenizerError};
 use crate::gguf::{Gguf, GgufError};
 
 #[derive(Debug)]
@@ -94,6 +94,20 @@ impl Spm {
     pub(super) fn normalize(&self, text: &str) -> String {
         let prefix = if self.add_space { " " } else { "" };
         format!("{prefix}{}", text.replace('▁', " "))
+    }
+
+    /// Where the shields of a text stand in its normal form, which has none.
+    pub(super) fn shields(&self, text: &str) -> Vec<usize> {
+        let mut at = usize::from(self.add_space);
+        let mut shields = Vec::new();
+        for character in text.chars() {
+            match character {
+                SHIELD => shields.push(at),
+                '▁' => at += 1,
+                other => at += other.len_utf8(),
+            }
+        }
+        shields
     }
 
     /// Appends the ids of a normalized text.

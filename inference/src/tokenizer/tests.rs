@@ -179,6 +179,28 @@ fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
 }
 
 #[test]
+fn a_defined_token_that_ends_an_answer_is_text_where_it_is_shielded() {
+    let mut writer = sentence_piece();
+    let kinds = |end: i32| {
+        let others = [1; 12].into_iter().chain([4]);
+        [2, 3, end].into_iter().chain([6; 256]).chain(others).collect::<Vec<i32>>()
+    };
+    writer.set("tokenizer.ggml.token_type", NewValue::I32s(kinds(4)));
+    let tokenizer = load(writer).unwrap();
+    assert!(tokenizer.is_end(2) && !tokenizer.is_reserved(2));
+    // As the vocabulary has it, and as the reference tokenizer does it.
+    assert_eq!(cut(&tokenizer, "a</s>b", Special::Plain), [" a", "</s>", "b"]);
+    assert_eq!(cut(&tokenizer, "a</s>b", Special::Parse), [" a", "</s>", "b"]);
+    for shielded in [tokenizer.shield("a▁</s></s>  b"), tokenizer.shield_control("a▁</s></s>  b")]
+    {
+        let ids = tokenizer.encode(&format!("<s>{shielded}</s>"), Special::Parse);
+        assert_eq!(ids.iter().filter(|id| tokenizer.is_end(**id)).count(), 1, "{ids:?}");
+        assert_eq!(tokenizer.decode(&ids), "<s> a </s></s>  b</s>");
+    }
+    assert!(matches!(tokenizer.shield("</b>"), Cow::Borrowed(_)));
+}
+
+#[test]
 fn what_is_unknown_or_broken_is_refused_in_words() {
     let set = |key: &str, value: NewValue| {
         let mut writer = byte_level("gpt-2");
