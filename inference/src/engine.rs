@@ -29,6 +29,7 @@ mod shares;
 mod status;
 mod step;
 mod text;
+mod unread;
 mod vector;
 
 use std::pin::Pin;
@@ -64,8 +65,9 @@ use runner::{Job, Order, Runner};
 const ORDERS_MAX: usize = 64;
 /// Inputs of one embedding request that are in the engine at a time.
 const EMBED_WAVE: usize = 8;
-/// Bytes set aside for each sequence that runs: its tokens, bookkeeping, and text not yet read.
-const SEQUENCE_BYTES: u64 = 64 * 1024;
+/// Bytes set aside for each sequence that runs: its tokens, bookkeeping, and what nobody has read
+/// yet of its answer.
+const SEQUENCE_BYTES: u64 = 64 * 1024 + unread::UNREAD_BYTES_MAX;
 
 /// A handle to the engine; clones share it. When the last one is dropped, the engine ends.
 #[derive(Clone)]
@@ -333,7 +335,7 @@ fn resident_bytes() -> Option<u64> {
 /// An answer under way. Dropping it cancels the request at the next step.
 #[derive(Debug)]
 pub struct Generation {
-    events: tokio::sync::mpsc::Receiver<Event>,
+    events: unread::EventReceiver,
     parser: Option<OutputParser>,
     told: Told,
 }

@@ -2,11 +2,10 @@
 
 use std::time::Instant;
 
-use tokio::sync::mpsc;
-
-use super::queue::Place;
+use super::queue::{Held, Place};
 use super::request::{Event, FinishReason, Logprobs, TopToken, Usage};
 use super::text::{Heard, Stops};
+use super::unread::{self, EventReceiver, EventSender, UNREAD_BYTES_MAX, Unsent};
 use crate::chat;
 use crate::constraint::{Guide, Progress};
 use crate::sampler::{Report, Sampler, Scratch};
@@ -26,9 +25,11 @@ pub(crate) enum End {
 const EVENTS_BESIDE_TOKENS: usize = 3;
 
 pub(crate) struct Answer {
-    events: mpsc::Sender<Event>,
+    events: EventSender,
     /// Held while waiting.
     place: Option<Place>,
+    /// The constraint's bytes, held to the end.
+    _constraint: Held,
     pub(crate) sampler: Sampler,
     pub(crate) guide: Option<Guide>,
     decoder: StreamDecoder,
@@ -55,6 +56,8 @@ pub(crate) struct Ask {
     pub(crate) place: Place,
     pub(crate) sampler: Sampler,
     pub(crate) guide: Option<Guide>,
+    /// The bytes that the guide was made from.
+    pub(crate) constraint: Held,
     pub(crate) stops: Vec<String>,
     pub(crate) logprobs: Option<u8>,
     pub(crate) tokens_max: usize,
@@ -64,13 +67,14 @@ pub(crate) struct Ask {
 }
 
 impl Answer {
-    /// The channel holds every event the answer can have, so that sending never waits and a slow
-    /// reader costs no more than its answer.
-    pub(crate) fn new(ask: Ask) -> (Self, mpsc::Receiver<Event>) {
-        let (events, receiver) = mpsc::channel(ask.tokens_max + EVENTS_BESIDE_TOKENS);
+    /// The channel has a place for every event the answer can have, and a limit on their bytes, so
+    /// that sending never waits and a slow reader costs no more than [`UNREAD_BYTES_MAX`].
+    pub(crate) fn new(ask: Ask) -> (Self, EventReceiver) {
+        let (events, receiver) = unread::channel(ask.tokens_max + EVENTS_BESIDE_TOKENS);
         let answer = Self {
             events,
             place: Some(ask.place),
+            _constraint: ask.constraint,
             sampler: ask.sampler,
             guide: ask.guide,
             decoder: StreamDecoder::new(),
@@ -226,9 +230,13 @@ impl Answer {
     }
 
     fn send(&mut self, event: Event) {
-        if self.events.try_send(event).is_err() {
-            self.end = Some(End::Gone);
-        }
+        let Err(unsent) = self.events.send(event) else { return };
+        self.end = Some(match unsent {
+            Unsent::Gone => End::Gone,
+            Unsent::Behind => End::Failed(format!(
+                "wait for the reader: it is more than {UNREAD_BYTES_MAX} bytes behind, the limit"
+            )),
+        });
     }
 
     /// The last event.

@@ -42,7 +42,8 @@ pub struct EngineOptions {
     pub sequences_max: usize,
     /// Requests waiting at most, over all models.
     pub queue_len_max: usize,
-    /// Bytes of the prompts that wait at most, over all models.
+    /// Bytes of the prompts that wait, and of constraints until their answers end, at most, over
+    /// all models.
     pub queue_bytes_max: u64,
     /// How long an idle model stays loaded where nothing else is said; `None`: until its room is
     /// wanted.

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::Shared;
 use super::answer::{Answer, Ask};
@@ -14,11 +14,12 @@ use super::front::Front;
 use super::loaded::Work;
 use super::queue::Place;
 use super::request::{
-    Constraint, EmbedRequest, Event, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX,
+    Constraint, EmbedRequest, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX,
     STOPS_MAX,
 };
 use super::runner::Job;
 use super::sequence::{Kind, Sequence};
+use super::unread::EventReceiver;
 use super::vector::Vector;
 use crate::chat::{
     self, Calls, ChatError, Family, Function, OutputParser, RenderInput, Start, ToolChoice,
@@ -33,13 +34,14 @@ pub(super) fn generate(
     shared: &Shared,
     request: Request,
     mut place: Place,
-) -> Result<(mpsc::Receiver<Event>, Option<OutputParser>), Refused> {
+) -> Result<(EventReceiver, Option<OutputParser>), Refused> {
     let accepted_at = Instant::now();
     let front = front(shared, &request.model)?;
     check(&request)?;
     place.hold(prompt_bytes(&request.prompt))?;
     // An answer that must be calls has no content that could follow a constraint.
     let constraint = request.constraint.as_ref().filter(|_| !must_call(&request.prompt));
+    let kept = place.keep(guide_bytes(constraint, &request.prompt))?;
     let Read { tokens, parser, calls, reasoning } =
         read(&front, &request.prompt, constraint, shared.options.template_now_s)?;
     place.hold(size_of_val(tokens.as_slice()) as u64)?;
@@ -61,6 +63,7 @@ pub(super) fn generate(
         place,
         sampler,
         guide,
+        constraint: kept,
         stops: request.stop,
         logprobs: request.logprobs,
         tokens_max,
@@ -126,6 +129,35 @@ fn prompt_bytes(prompt: &Prompt) -> u64 {
         }
     };
     bytes as u64
+}
+
+/// Bytes set aside for a compiled constraint, with a mask over a vocabulary of 150 thousand tokens;
+/// measured over schemas of 3 to 300 properties.
+const GUIDE_BYTES: u64 = 128 * 1024;
+/// More of them for each byte of the schema or grammar.
+const GUIDE_BYTES_PER_BYTE: u64 = 40;
+
+/// Bytes that what an answer must follow takes to the answer's end.
+fn guide_bytes(constraint: Option<&Constraint>, prompt: &Prompt) -> u64 {
+    let text = constraint.map(|constraint| match constraint {
+        Constraint::Json => 0,
+        Constraint::JsonSchema(schema) => schema.to_string().len(),
+        Constraint::Regex(text) | Constraint::Lark(text) | Constraint::Gbnf(text) => text.len(),
+    });
+    let calls = match prompt {
+        // Otherwise calls are free.
+        Prompt::Chat { tools: Some(offer), .. }
+            if offer.choice != ToolChoice::Auto || constraint.is_some() =>
+        {
+            Some(offer.tools.to_string().len())
+        }
+        _ => None,
+    };
+    if text.or(calls).is_none() {
+        return 0;
+    }
+    let bytes = text.unwrap_or(0) + calls.unwrap_or(0);
+    GUIDE_BYTES + bytes as u64 * GUIDE_BYTES_PER_BYTE
 }
 
 /// A prompt, read.

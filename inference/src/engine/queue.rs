@@ -38,7 +38,20 @@ const RETRY_MS_MAX: u64 = 60_000;
 #[derive(Debug)]
 pub(crate) struct Place {
     queue: Arc<Queue>,
+    held: Vec<Held>,
+}
+
+/// Bytes of the queue's limit, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    queue: Arc<Queue>,
     bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.queue.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 impl Queue {
@@ -59,7 +72,7 @@ impl Queue {
             (len < self.len_max).then_some(len + 1)
         });
         match taken {
-            Ok(_) => Ok(Place { queue: Arc::clone(self), bytes: 0 }),
+            Ok(_) => Ok(Place { queue: Arc::clone(self), held: Vec::new() }),
             Err(len) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 let retry_after_ms = self.retry_after_ms();
@@ -99,17 +112,21 @@ impl Queue {
 }
 
 impl Place {
-    /// Counts the prompt's bytes.
+    /// Counts bytes of the request for as long as it has its place.
     pub(crate) fn hold(&mut self, bytes: u64) -> Result<(), Refused> {
+        let held = self.keep(bytes)?;
+        self.held.push(held);
+        Ok(())
+    }
+
+    /// Counts bytes of the request that outlive its place.
+    pub(crate) fn keep(&self, bytes: u64) -> Result<Held, Refused> {
         let max = self.queue.bytes_max;
         let held = self.queue.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
             held.checked_add(bytes).filter(|&sum| sum <= max)
         });
         match held {
-            Ok(_) => {
-                self.bytes += bytes;
-                Ok(())
-            }
+            Ok(_) => Ok(Held { queue: Arc::clone(&self.queue), bytes }),
             Err(held) => {
                 self.queue.refused.fetch_add(1, Ordering::Relaxed);
                 Err(Refused::QueueBytes {
@@ -125,7 +142,6 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.queue.len.fetch_sub(1, Ordering::AcqRel);
-        self.queue.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -261,6 +277,19 @@ mod tests {
         assert_eq!(queue.status().bytes, 50);
         drop(second);
         assert_eq!((queue.status().len, queue.status().bytes), (0, 0));
+    }
+
+    #[test]
+    fn bytes_that_are_kept_outlive_the_place() {
+        let queue = Queue::new(1, 100);
+        let mut place = queue.take().unwrap();
+        let kept = place.keep(30).unwrap();
+        place.hold(60).unwrap();
+        assert!(matches!(place.keep(11), Err(Refused::QueueBytes { bytes: 101, .. })));
+        drop(place);
+        assert_eq!((queue.status().len, queue.status().bytes), (0, 30));
+        drop(kept);
+        assert_eq!(queue.status().bytes, 0);
     }
 
     #[test]

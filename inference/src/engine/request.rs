@@ -251,9 +251,9 @@ pub enum Refused {
         /// When a place is likely to be free.
         retry_after_ms: u64,
     },
-    /// The prompts that wait hold too many bytes.
+    /// The prompts that wait, and constraints, hold too many bytes.
     #[error(
-        "queue is full: waiting prompts hold {bytes} bytes, at most {bytes_max}; \
+        "queue is full: waiting prompts and constraints hold {bytes} bytes, at most {bytes_max}; \
          retry in {retry_after_ms} ms"
     )]
     QueueBytes {

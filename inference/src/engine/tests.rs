@@ -14,13 +14,12 @@ mod whole;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::Receiver;
-
 use super::answer::{Answer, Ask};
 use super::fake::{self, Fake, Faults, Log};
 use super::loaded::{Allowance, Loaded, Parts, Stay, Work};
 use super::queue::Queue;
 use super::sequence::{Kind, Sequence};
+use super::unread::EventReceiver;
 use super::*;
 use crate::backend::{Backend, KvType, MemoryUse};
 use crate::kv::BlockPool;
@@ -153,11 +152,14 @@ impl Stage {
         Self { loaded: Loaded::new(parts, now), log, queue, setup, ids: 0, now }
     }
 
-    fn ask(&mut self, wanted: &Wanted) -> Receiver<Event> {
+    fn ask(&mut self, wanted: &Wanted) -> EventReceiver {
         self.ids += 1;
         let vocab = self.loaded.info.vocabulary;
+        let place = self.queue.take().expect("a place");
+        let constraint = place.keep(0).expect("room");
         let (mut answer, events) = Answer::new(Ask {
-            place: self.queue.take().expect("a place"),
+            place,
+            constraint,
             sampler: Sampler::new(wanted.sampling.clone(), wanted.seed, vocab).expect("in range"),
             guide: None,
             stops: wanted.stops.clone(),
@@ -232,7 +234,7 @@ struct Got {
     usage: Usage,
 }
 
-fn read(mut events: Receiver<Event>) -> Got {
+fn read(mut events: EventReceiver) -> Got {
     let mut got = Got::default();
     while let Ok(event) = events.try_recv() {
         assert!(got.reason.is_none() && got.failed.is_none(), "{event:?} after the last event");

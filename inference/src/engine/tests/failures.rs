@@ -89,6 +89,69 @@ fn a_sequence_whose_block_is_not_copied_ends_alone_and_without_a_wrong_text() {
     assert_eq!(read(events).ids, reference(&longer, usize::MAX));
 }
 
+#[test]
+fn an_answer_whose_reader_is_too_far_behind_ends_and_others_go_on() {
+    let mut stage = Stage::new(Setup { blocks: 512, ..Setup::default() });
+    let ends: Vec<(u32, f32)> = tokenizer().ends().iter().map(|end| (*end, -100.0)).collect();
+    // Each token weighs about a thousand bytes with these log-probabilities.
+    let long = |seed: u32| Wanted {
+        tokens_max: 4000,
+        logprobs: Some(20),
+        sampling: Sampling { logit_bias: ends.clone(), ..Sampling::greedy() },
+        ..wanted(&prompt(seed, 10))
+    };
+    let (slow, mut fast) = (stage.ask(&long(1)), stage.ask(&long(2)));
+    let mut read_by_fast = 0;
+    while !stage.loaded.is_idle() {
+        stage.turn();
+        while let Ok(event) = fast.try_recv() {
+            match event {
+                Event::Token { .. } => read_by_fast += 1,
+                Event::Failed { message } => panic!("{message}"),
+                Event::Started { .. } | Event::Done { .. } => {}
+            }
+        }
+    }
+    assert_eq!(read_by_fast, 4000);
+    let slow = read(slow);
+    assert!(slow.failed.is_some_and(|m| m.contains("bytes behind")));
+    assert!((200..4000).contains(&slow.ids.len()), "{}", slow.ids.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_counts_as_what_waits_until_its_answer_ends() {
+    let options = EngineOptions {
+        budget_bytes: 256 << 20,
+        threads: 1,
+        queue_bytes_max: 256 * 1024,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::start(options).expect("an engine");
+    engine.load("m", Sample::of("llama").gguf().expect("a sample")).await.expect("loads");
+    let asked = |text: &str| Request {
+        model: "m".to_owned(),
+        prompt: Prompt::Text("a".to_owned()),
+        constraint: Some(Constraint::Regex(format!("({text})+"))),
+        max_tokens: Some(100),
+        ..Request::default()
+    };
+    let long = engine.generate(asked(&"abc".repeat(2000))).await.map(|_| ());
+    assert!(matches!(long, Err(Refused::QueueBytes { bytes_max: 262_144, .. })), "{long:?}");
+    assert_eq!(engine.status().queue.bytes, 0);
+    let mut short = engine.generate(asked("abc")).await.expect("accepted");
+    assert!(matches!(short.next().await, Some(Event::Started { .. })));
+    let mut last = None;
+    while let Some(event) = short.next().await {
+        last = Some(event);
+    }
+    assert!(matches!(last, Some(Event::Done { .. })), "{last:?}");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while engine.status().queue.bytes > 0 {
+        assert!(Instant::now() < deadline, "an answer that ended holds bytes");
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Puts a stage's model into an engine.
 async fn commit(engine: &Engine, name: &str, faults: Faults) {
     let mut loaded = Stage::new(Setup { faults, ..Setup::default() }).loaded;

@@ -3,7 +3,7 @@
 use super::*;
 
 /// The steps at which each request ended.
-fn ends(stage: &mut Stage, events: &mut [Receiver<Event>]) -> Vec<usize> {
+fn ends(stage: &mut Stage, events: &mut [EventReceiver]) -> Vec<usize> {
     let mut ends = vec![0; events.len()];
     for turn in 1.. {
         if stage.loaded.is_idle() {
