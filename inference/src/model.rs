@@ -272,4 +272,20 @@ impl Architecture {
     pub fn feed_forward_len_max(&self) -> usize {
         self.layers.iter().map(|l| l.gate.outputs).max().unwrap_or(0)
     }
+
+    /// The matrices of all blocks, in order, and the output's.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [
+                &layer.query,
+                &layer.key,
+                &layer.value,
+                &layer.attention_output,
+                &layer.gate,
+                &layer.up,
+                &layer.down,
+            ]
+        });
+        layers.chain([&self.output])
+    }
 }

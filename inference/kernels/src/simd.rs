@@ -14,6 +14,23 @@
 
 use crate::cpu::Isa;
 
+/// A shift by a number that is constant after inlining.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! constant_shift {
+    ($f:ident, $a:expr, $bits:expr) => {
+        match $bits {
+            0 => $a,
+            1 => $f::<1>($a),
+            2 => $f::<2>($a),
+            3 => $f::<3>($a),
+            4 => $f::<4>($a),
+            5 => $f::<5>($a),
+            6 => $f::<6>($a),
+            _ => $f::<7>($a),
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -45,22 +45,6 @@ unsafe fn dpbusd<const DOTS: u8>(acc: __m256i, w: __m256i, x: __m256i) -> __m256
     }
 }
 
-/// A shift by a number that is constant after inlining.
-macro_rules! constant_shift {
-    ($f:ident, $a:expr, $bits:expr) => {
-        match $bits {
-            0 => $a,
-            1 => $f::<1>($a),
-            2 => $f::<2>($a),
-            3 => $f::<3>($a),
-            4 => $f::<4>($a),
-            5 => $f::<5>($a),
-            6 => $f::<6>($a),
-            _ => $f::<7>($a),
-        }
-    };
-}
-
 /// Each 16-bit pair of products added into its 32-bit lane.
 #[inline(always)]
 unsafe fn widen(acc: __m256i, pairs: __m256i) -> __m256i {

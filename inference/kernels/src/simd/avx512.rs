@@ -12,22 +12,6 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
-/// A shift by a number that is constant after inlining.
-macro_rules! constant_shift {
-    ($f:ident, $a:expr, $bits:expr) => {
-        match $bits {
-            0 => $a,
-            1 => $f::<1>($a),
-            2 => $f::<2>($a),
-            3 => $f::<3>($a),
-            4 => $f::<4>($a),
-            5 => $f::<5>($a),
-            6 => $f::<6>($a),
-            _ => $f::<7>($a),
-        }
-    };
-}
-
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const BIASED8: bool = true;

@@ -32,22 +32,6 @@ pub(super) unsafe fn run_i8mm<K: Kernel>(kernel: K) -> K::Output {
 #[derive(Clone, Copy)]
 pub(crate) struct Neon<const LEVEL: u8>;
 
-/// A shift by a number that is constant after inlining.
-macro_rules! constant_shift {
-    ($f:ident, $a:expr, $bits:expr) => {
-        match $bits {
-            0 => $a,
-            1 => $f::<1>($a),
-            2 => $f::<2>($a),
-            3 => $f::<3>($a),
-            4 => $f::<4>($a),
-            5 => $f::<5>($a),
-            6 => $f::<6>($a),
-            _ => $f::<7>($a),
-        }
-    };
-}
-
 /// `acc[i] += a[4i..4i + 4] . b[4i..4i + 4]`, signed. The intrinsic is not in stable Rust.
 #[inline(always)]
 unsafe fn sdot(mut acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {

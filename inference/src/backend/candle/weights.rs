@@ -65,7 +65,7 @@ pub(super) struct Norm {
 pub(super) fn plan(gguf: &Gguf, architecture: &Architecture, cpu: bool) -> u64 {
     let dense = dense_bytes(architecture) <= DENSE_BYTES_MAX;
     let mut bytes = 0_u64;
-    for linear in projections(architecture) {
+    for linear in architecture.linears() {
         let Some(info) = gguf.info(&linear.tensor) else { continue };
         let form = form(info.ty, dense, cpu);
         bytes = bytes.saturating_add(form_bytes(form, cpu, info.ty, linear));
@@ -74,23 +74,9 @@ pub(super) fn plan(gguf: &Gguf, architecture: &Architecture, cpu: bool) -> u64 {
     bytes.saturating_add(norms)
 }
 
-fn projections(architecture: &Architecture) -> impl Iterator<Item = &Linear> {
-    let layers = architecture.layers.iter().flat_map(|layer| {
-        [
-            &layer.query,
-            &layer.key,
-            &layer.value,
-            &layer.attention_output,
-            &layer.gate,
-            &layer.up,
-            &layer.down,
-        ]
-    });
-    layers.chain([&architecture.output])
-}
-
 fn dense_bytes(architecture: &Architecture) -> u64 {
-    projections(architecture)
+    architecture
+        .linears()
         .map(|linear| (linear.inputs as u64).saturating_mul(linear.outputs as u64))
         .fold(0, u64::saturating_add)
         .saturating_mul(4)

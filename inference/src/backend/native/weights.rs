@@ -176,7 +176,7 @@ impl<'a> Source<'a> {
         let (places, order, vectors) = (HashMap::new(), Vec::new(), HashMap::new());
         let mut source =
             Self { gguf, architecture, isa, places, order, vectors_at: 0, vectors, bytes: 0 };
-        for linear in linears(architecture) {
+        for linear in architecture.linears() {
             if source.places.contains_key(&key(linear)) {
                 continue;
             }
@@ -386,19 +386,4 @@ fn key(linear: &Linear) -> Key<'_> {
 
 fn unfit(linear: &Linear, reason: &dyn std::fmt::Display) -> LoadError {
     LoadError::Tensor { name: linear.tensor.clone(), reason: reason.to_string() }
-}
-
-fn linears(architecture: &Architecture) -> impl Iterator<Item = &Linear> {
-    let layers = architecture.layers.iter().flat_map(|layer| {
-        [
-            &layer.query,
-            &layer.key,
-            &layer.value,
-            &layer.attention_output,
-            &layer.gate,
-            &layer.up,
-            &layer.down,
-        ]
-    });
-    layers.chain([&architecture.output])
 }
