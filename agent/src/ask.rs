@@ -40,6 +40,8 @@ pub(crate) struct Question {
     pub(crate) request: Request,
     /// The prompt as the client sent it, for its digest and, where policy says so, the log.
     pub(crate) prompt: Value,
+    /// When the answer must be complete.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// Why there is no answer.
@@ -58,8 +60,22 @@ pub(crate) enum AskError {
     #[error("open the audit entry")]
     Audit(#[from] AuditError),
     /// The engine accepted it and failed; that is recorded.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+/// Why a question that the engine accepted has no complete answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The question's time was over first.
+    #[error("not complete in the time it was given: {tokens} tokens were there")]
+    Late {
+        /// Tokens of the answer until then.
+        tokens: u64,
+    },
+    /// Something went wrong here.
     #[error("{0}")]
-    Failed(String),
+    Broken(String),
 }
 
 /// An answer under way; dropping it cancels.
@@ -92,7 +108,7 @@ pub(crate) enum Part {
     /// The answer is complete and recorded.
     Done { reason: FinishReason, usage: Usage },
     /// The answer failed; that is recorded.
-    Failed { message: String },
+    Failed { failure: Failure },
 }
 
 /// Asks, within the permit.
@@ -114,6 +130,7 @@ pub(crate) async fn ask(
     request.priority = engine_priority(permit);
     let tokens_max = limits.max_tokens;
     request.max_tokens = Some(request.max_tokens.map_or(tokens_max, |n| n.min(tokens_max)));
+    request.deadline_ms = question.deadline.map(left_ms);
     let mut generation = match generate(app, permit, &model, request).await {
         Ok(generation) => generation,
         Err(refused) => {
@@ -169,6 +186,11 @@ async fn loaded_again(app: &App, resource: &str, model: &LoadedModel) -> bool {
     app.models().forget(model);
     let again = app.loaded(resource).await;
     again.is_ok_and(|again| again.engine_name == model.engine_name)
+}
+
+/// Milliseconds until a moment.
+fn left_ms(at: Instant) -> u64 {
+    at.saturating_duration_since(Instant::now()).as_millis() as u64
 }
 
 /// The policy's priorities run from 0 to 9, the engine's from 0 to 255.
@@ -303,10 +325,13 @@ impl Relay {
         let part = match (closed, end) {
             (Err(error), _) => {
                 tracing::error!(%error, entry = self.record.entry, "an answer was not recorded");
-                Part::Failed { message: "the answer could not be recorded".into() }
+                Part::Failed { failure: Failure::Broken("the answer could not be recorded".into()) }
+            }
+            (Ok(()), End::Done { reason: FinishReason::Deadline, .. }) => {
+                Part::Failed { failure: Failure::Late { tokens } }
             }
             (Ok(()), End::Done { reason, usage }) => Part::Done { reason, usage },
-            (Ok(()), End::Failed { message }) => Part::Failed { message },
+            (Ok(()), End::Failed { message }) => Part::Failed { failure: Failure::Broken(message) },
             (Ok(()), End::ClientGone) => return,
         };
         // The client may have gone meanwhile; the entry says all there is to say.

@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod chat;
 mod completions;
+mod deadline;
 mod embeddings;
 mod error;
 mod generation;

@@ -278,9 +278,8 @@ impl Engine {
                 preparing.await.map_err(|e| EmbedError::Failed(e.to_string()))??;
             prompt_tokens = prompt_tokens.saturating_add(tokens);
             for reply in replies {
-                let vector =
-                    reply.await.unwrap_or_else(|_| Err("the model was unloaded".to_owned()));
-                vectors.push(vector.map_err(EmbedError::Failed)?);
+                let vector = reply.await.unwrap_or_else(|_| Err(vector::unloaded()));
+                vectors.push(vector?);
             }
         }
         Ok(Embeddings { vectors, prompt_tokens })

@@ -22,6 +22,42 @@ fn the_openai_package_completes_embeds_samples_and_constrains() {
 }
 
 #[test]
+fn an_answer_that_is_not_there_in_the_time_that_the_client_gave_is_an_error_and_recorded() {
+    let device = Device::serving(&root().join("packaging/demo-model/fulmar-demo.gguf"), &[]);
+    let question = json!({ "model": device.model, "messages": [{ "role": "user", "content": "hi" }],
+        "stream": false });
+    let prompt = json!({ "model": device.model, "prompt": "hi" });
+    let input = json!({ "model": device.model, "input": "hi" });
+    let post = |path: &str, seconds: &str, body: &serde_json::Value| {
+        let request = fulmar_tests::client().post(format!("{}/{path}", device.url));
+        let request = request.bearer_auth(&device.token).header("X-Request-Timeout", seconds);
+        let response = request.json(body).send().unwrap();
+        (response.status().as_u16(), response.text().unwrap())
+    };
+    for (path, body) in [
+        ("chat/completions", &question),
+        ("completions", &prompt),
+        ("embeddings", &input),
+        ("../api/chat", &question),
+    ] {
+        assert_eq!(post(path, "60", body).0, 200, "{path}");
+        let (status, late) = post(path, "0.001", body);
+        assert_eq!(status, 504, "{path}: {late}");
+        assert!(late.contains("X-Request-Timeout"), "{path}: {late}");
+        let (status, refused) = post(path, "soon", body);
+        assert_eq!(status, 400, "{path}: {refused}");
+        assert!(refused.contains("X-Request-Timeout") && refused.contains("0.001"), "{refused}");
+    }
+    let mut streamed = question;
+    streamed["stream"] = true.into();
+    let (status, late) = post("chat/completions", "0.001", &streamed);
+    assert!(status == 200 && late.contains("deadline_exceeded"), "{status}: {late}");
+    let log =
+        fulmar_ok(&["audit", "list", "--json", "--limit", "1000", "--dir", text(&device.dir())]);
+    assert!(log.contains("\"failed\"") && log.contains("deadline"), "{log}");
+}
+
+#[test]
 fn the_openai_package_chooses_which_tool_is_called() {
     let device = Device::serving(&root().join("packaging/demo-model/fulmar-demo.gguf"), &[]);
     device.run_client("openai_tools.py");

@@ -1,6 +1,7 @@
 //! Texts to vectors: the same way as a question, with one answer at once instead of a stream.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fulmar_inference::engine::{EmbedError, EmbedRequest, Embeddings, Prompt, Refused};
 use fulmar_policy::Permit;
@@ -8,8 +9,8 @@ use fulmar_policy::audit::Outcome;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::AskError;
 use super::record::Record;
+use super::{AskError, Failure};
 use crate::app::App;
 use crate::models::LoadedModel;
 
@@ -22,6 +23,8 @@ pub(crate) struct EmbedQuestion {
     pub(crate) inputs: Vec<Prompt>,
     /// The inputs as the client sent them, for their digest and, where policy says so, the log.
     pub(crate) prompt: Value,
+    /// When the vectors must be there.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// Vectors, recorded.
@@ -54,7 +57,7 @@ pub(crate) async fn embed(
         inputs: question.inputs,
         principal: permit.principal().subject.clone(),
         priority: super::engine_priority(permit),
-        deadline_ms: None,
+        deadline_ms: question.deadline.map(super::left_ms),
     };
     // On a task of its own: the entry is completed also when the client goes away meanwhile.
     let (_client, gone) = oneshot::channel::<()>();
@@ -76,16 +79,20 @@ pub(crate) async fn embed(
                 let detail = json!({ "reason": refused.to_string() });
                 (Err(AskError::Refused(refused)), (Outcome::Denied, detail))
             }
-            Err(EmbedError::Failed(reason)) => {
-                let detail = json!({ "reason": reason });
-                (Err(AskError::Failed(reason)), (Outcome::Failed, detail))
+            Err(error) => {
+                let failure = match error {
+                    EmbedError::Failed(reason) => Failure::Broken(reason),
+                    _ => Failure::Late { tokens: 0 },
+                };
+                let detail = json!({ "reason": failure.to_string() });
+                (Err(failure.into()), (Outcome::Failed, detail))
             }
         };
         record.close(ended, detail).await?;
         outcome
     });
     let embeddings =
-        task.await.map_err(|_| AskError::Failed("the embedding was cut off".into()))??;
+        task.await.map_err(|_| Failure::Broken("the embedding was cut off".into()))??;
     Ok(Embedded { entry, model, embeddings })
 }
 

@@ -117,8 +117,12 @@ async fn ask_once(
         max_tokens: args.max_tokens,
         ..Request::default()
     };
-    let question =
-        Question { endpoint: "fulmar run", request, prompt: json!({ "messages": messages }) };
+    let question = Question {
+        endpoint: "fulmar run",
+        request,
+        prompt: json!({ "messages": messages }),
+        deadline: None,
+    };
     let mut answer = ask::ask(app, &permit, question).await?;
     let entry = answer.entry;
     let mut text = String::new();
@@ -150,7 +154,7 @@ async fn ask_once(
                     );
                 }
             }
-            Part::Failed { message } => anyhow::bail!("generate the answer: {message}"),
+            Part::Failed { failure } => anyhow::bail!("generate the answer: {failure}"),
         }
     }
     Ok(text)

@@ -11,9 +11,10 @@ use fulmar_inference::engine::Logprobs;
 use serde_json::{Value, json};
 
 use super::auth::Caller;
+use super::deadline::Deadline;
 use super::error::ApiError;
 use super::openai::ChatRequest;
-use super::reply::{events, failed, finish_name, timings, token_text, top_token, usage_object};
+use super::reply::{events, finish_name, timings, token_text, top_token, usage_object};
 use crate::app::App;
 use crate::ask::{self, Answer, Part, Question};
 
@@ -21,6 +22,7 @@ use crate::ask::{self, Answer, Part, Question};
 pub(crate) async fn chat(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
+    Deadline(deadline): Deadline,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::parse(&body)?;
@@ -29,6 +31,7 @@ pub(crate) async fn chat(
         endpoint: "/v1/chat/completions",
         request: request.to_engine()?,
         prompt: request.prompt(),
+        deadline,
     };
     let names = request.field_names();
     let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
@@ -114,10 +117,10 @@ async fn whole(mut answer: Answer, frame: Frame) -> Result<Response, ApiError> {
                 object["timings"] = timings(&usage);
                 return Ok(Json(object).into_response());
             }
-            Part::Failed { message } => return Err(failed(message)),
+            Part::Failed { failure } => return Err(failure.into()),
         }
     }
-    Err(failed("the answer ended without an end".into()))
+    Err(ApiError::broken("the answer ended without an end"))
 }
 
 fn stream(mut answer: Answer, frame: Frame, with_usage: bool) -> Response {
@@ -168,8 +171,8 @@ fn stream(mut answer: Answer, frame: Frame, with_usage: bool) -> Response {
                     }
                     return;
                 }
-                Some(Part::Failed { message }) => {
-                    let _ = sender.send(failed(message).body()).await;
+                Some(Part::Failed { failure }) => {
+                    let _ = sender.send(ApiError::from(failure).body()).await;
                     return;
                 }
                 None => return,

@@ -15,9 +15,10 @@ use serde_json::{Map, Value, json};
 
 use super::auth::Caller;
 use super::body;
+use super::deadline::Deadline;
 use super::error::{ApiError, FieldNames};
 use super::generation::Generation;
-use super::reply::{events, failed, finish_name, timings, token_text, usage_object};
+use super::reply::{events, finish_name, timings, token_text, usage_object};
 use crate::app::App;
 use crate::ask::{self, Answer, Part, Question};
 
@@ -124,6 +125,7 @@ impl CompletionRequest {
 pub(crate) async fn complete(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
+    Deadline(deadline): Deadline,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let request = CompletionRequest::parse(&body)?;
@@ -138,6 +140,7 @@ pub(crate) async fn complete(
             endpoint: "/v1/completions",
             request: request.to_engine(prompt)?,
             prompt: recorded,
+            deadline,
         };
         let answer = ask::ask(&app, &permit, question).await;
         answers.push(answer.map_err(|error| ApiError::of_ask(error, names))?);
@@ -261,8 +264,8 @@ async fn whole(answers: Vec<Answer>, frame: &Frame) -> Result<Response, ApiError
                     add(&mut total, &usage);
                     break reason;
                 }
-                Some(Part::Failed { message }) => return Err(failed(message)),
-                None => return Err(failed("the answer ended without an end".into())),
+                Some(Part::Failed { failure }) => return Err(failure.into()),
+                None => return Err(ApiError::broken("the answer ended without an end")),
             }
         };
         choices.push(choice(index, &text, columns.take(), Some(reason)));
@@ -299,8 +302,8 @@ fn stream(answers: Vec<Answer>, frame: Frame, with_usage: bool) -> Response {
                         add(&mut total, &usage);
                         (choice(index, "", Value::Null, Some(reason)), true)
                     }
-                    Some(Part::Failed { message }) => {
-                        let _ = sender.send(failed(message).body()).await;
+                    Some(Part::Failed { failure }) => {
+                        let _ = sender.send(ApiError::from(failure).body()).await;
                         return;
                     }
                     None => return,

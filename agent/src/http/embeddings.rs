@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::auth::Caller;
 use super::body;
+use super::deadline::Deadline;
 use super::error::{ApiError, FieldNames};
 use crate::app::App;
 use crate::ask::{self, EmbedQuestion};
@@ -102,6 +103,7 @@ impl EmbeddingsRequest {
 pub(crate) async fn embed(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
+    Deadline(deadline): Deadline,
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
     let request = EmbeddingsRequest::parse(&body)?;
@@ -113,7 +115,7 @@ pub(crate) async fn embed(
         Input::Tokens(tokens) => json!({ "input": tokens }),
         Input::TokenLists(lists) => json!({ "input": lists }),
     };
-    let question = EmbedQuestion { endpoint: "/v1/embeddings", inputs, prompt };
+    let question = EmbedQuestion { endpoint: "/v1/embeddings", inputs, prompt, deadline };
     // Embeddings have no constraint.
     let names = FieldNames { prompt: "input", constraint: "input" };
     let embedded =

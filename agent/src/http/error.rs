@@ -10,7 +10,8 @@ use fulmar_policy::token::TokenError;
 use fulmar_registry::Barred;
 use serde_json::json;
 
-use crate::ask::AskError;
+use super::deadline::HEADER;
+use crate::ask::{AskError, Failure};
 use crate::models::ModelError;
 
 /// A refusal or failure on its way to the client.
@@ -129,6 +130,20 @@ impl From<Exceeded> for ApiError {
     }
 }
 
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Late { .. } => {
+                let text = format!("the answer was {failure} ({HEADER})");
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", text)
+            }
+            Failure::Broken(reason) => {
+                Self::internal("generate the answer", &std::io::Error::other(reason))
+            }
+        }
+    }
+}
+
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         let text = chain(&error);
@@ -177,10 +192,13 @@ impl ApiError {
             AskError::Model(error) => error.into(),
             AskError::Refused(refused) => Self::of_refused(refused, names),
             AskError::Audit(error) => Self::internal("open the audit entry", &error),
-            AskError::Failed(reason) => {
-                Self::internal("compute the answer", &std::io::Error::other(reason))
-            }
+            AskError::Failed(failure) => failure.into(),
         }
+    }
+
+    /// An answer that was begun and is not whole.
+    pub(crate) fn broken(reason: impl Into<String>) -> Self {
+        Failure::Broken(reason.into()).into()
     }
 
     fn of_refused(refused: Refused, names: FieldNames) -> Self {

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::auth::Caller;
+use super::deadline::Deadline;
 use super::error::{ApiError, FieldNames};
 use super::{body, local};
 use crate::app::App;
@@ -143,6 +144,7 @@ pub(crate) async fn ps(
 pub(crate) async fn embed(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
+    Deadline(deadline): Deadline,
     body: Bytes,
 ) -> Result<Json<Value>, OllamaError> {
     let begun = std::time::Instant::now();
@@ -150,7 +152,7 @@ pub(crate) async fn embed(
     let (inputs, prompt) = request.inputs()?;
     let keep_alive = request.keep_alive()?;
     let permit = local::permit(&app, &principal, request.model()).await?;
-    let question = EmbedQuestion { endpoint: "/api/embed", inputs, prompt };
+    let question = EmbedQuestion { endpoint: "/api/embed", inputs, prompt, deadline };
     let names = FieldNames { prompt: "input", constraint: "input" };
     let embedded =
         ask::embed(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
@@ -168,6 +170,7 @@ pub(crate) async fn embed(
 pub(crate) async fn chat(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
+    Deadline(deadline): Deadline,
     body: Bytes,
 ) -> Result<Response, OllamaError> {
     let request = ChatRequest::parse(&body)?;
@@ -181,6 +184,7 @@ pub(crate) async fn chat(
         endpoint: "/api/chat",
         request: request.to_engine(app.config().engine.context_tokens_max)?,
         prompt: request.prompt(),
+        deadline,
     };
     let names = FieldNames { prompt: "messages", constraint: "format" };
     let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
@@ -192,6 +196,7 @@ pub(crate) async fn chat(
 pub(crate) async fn generate(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
+    Deadline(deadline): Deadline,
     body: Bytes,
 ) -> Result<Response, OllamaError> {
     let request = GenerateRequest::parse(&body)?;
@@ -205,6 +210,7 @@ pub(crate) async fn generate(
         endpoint: "/api/generate",
         request: request.to_engine(app.config().engine.context_tokens_max)?,
         prompt: request.prompt(),
+        deadline,
     };
     let names = FieldNames { prompt: "prompt", constraint: "format" };
     let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;

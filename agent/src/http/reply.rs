@@ -7,13 +7,6 @@ use axum::response::{IntoResponse, Response};
 use fulmar_inference::engine::{FinishReason, TopToken, Usage};
 use serde_json::{Value, json};
 
-use super::error::ApiError;
-
-/// An answer that was begun and failed.
-pub(crate) fn failed(message: String) -> ApiError {
-    ApiError::internal("generate the answer", &std::io::Error::other(message))
-}
-
 /// Chunks as server-sent events, and OpenAI's own end mark after them.
 pub(crate) fn events(receiver: tokio::sync::mpsc::Receiver<Value>) -> Response {
     let events = futures_util::stream::unfold(Some(receiver), |receiver| async move {

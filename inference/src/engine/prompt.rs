@@ -14,7 +14,7 @@ use super::front::Front;
 use super::loaded::Work;
 use super::queue::Place;
 use super::request::{
-    Constraint, EmbedRequest, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX,
+    Constraint, EmbedError, EmbedRequest, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX,
     STOPS_MAX,
 };
 use super::runner::Job;
@@ -296,7 +296,7 @@ fn calls(
 }
 
 /// A vector that comes later.
-pub(super) type Reply = oneshot::Receiver<Result<Vec<f32>, String>>;
+pub(super) type Reply = oneshot::Receiver<Result<Vec<f32>, EmbedError>>;
 
 /// Sends inputs of an embedding request to the engine's thread, each a sequence of its own. The
 /// first one takes the request's place along. Returns the number of their tokens as well.

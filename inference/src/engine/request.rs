@@ -329,6 +329,9 @@ pub enum EmbedError {
     /// Not accepted.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Accepted, but `deadline_ms` passed.
+    #[error("compute embeddings: the deadline passed")]
+    Late,
     /// Accepted, but failed or ended early.
     #[error("compute embeddings: {0}")]
     Failed(String),

@@ -6,12 +6,12 @@ use tokio::sync::oneshot;
 
 use super::answer::End;
 use super::queue::Place;
-use super::request::FinishReason;
+use super::request::{EmbedError, FinishReason};
 use crate::backend::Rows;
 use crate::model::Pooling;
 
 pub(crate) struct Vector {
-    reply: Option<oneshot::Sender<Result<Vec<f32>, String>>>,
+    reply: Option<oneshot::Sender<Result<Vec<f32>, EmbedError>>>,
     place: Option<Place>,
     pooling: Pooling,
     accepted_at: Instant,
@@ -26,7 +26,7 @@ impl Vector {
         pooling: Pooling,
         accepted_at: Instant,
         deadline: Option<Instant>,
-    ) -> (Self, oneshot::Receiver<Result<Vec<f32>, String>>) {
+    ) -> (Self, oneshot::Receiver<Result<Vec<f32>, EmbedError>>) {
         let (reply, receiver) = oneshot::channel();
         let vector = Self {
             reply: Some(reply),
@@ -100,13 +100,18 @@ impl Vector {
         let Some(reply) = self.reply.take() else { return };
         let result = match end {
             End::Finished(FinishReason::Stop) => Ok(self.sum),
-            End::Finished(FinishReason::Deadline) => Err("the deadline passed".to_owned()),
-            End::Finished(_) | End::Gone => Err("the model was unloaded".to_owned()),
-            End::Failed(message) => Err(message),
+            End::Finished(FinishReason::Deadline) => Err(EmbedError::Late),
+            End::Finished(_) | End::Gone => Err(unloaded()),
+            End::Failed(message) => Err(EmbedError::Failed(message)),
         };
         // The caller may be gone by now.
         let _ = reply.send(result);
     }
+}
+
+/// Why there is no vector of a model that went meanwhile.
+pub(super) fn unloaded() -> EmbedError {
+    EmbedError::Failed("the model was unloaded".to_owned())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use fulmar_inference::engine::Usage;
 use serde_json::{Value, json};
 
 use super::super::error::ApiError;
-use super::super::reply::{failed, finish_name};
+use super::super::reply::finish_name;
 use crate::ask::{Answer, Part};
 
 /// Where the text stands.
@@ -119,9 +119,9 @@ pub(super) async fn send(
                 finish(&mut object, finish_name(reason), &usage);
                 return Ok(Json(object).into_response());
             }
-            Some(Part::Failed { message }) => return Err(failed(message)),
+            Some(Part::Failed { failure }) => return Err(failure.into()),
             Some(part) => said.take(part),
-            None => return Err(failed("the answer ended without an end".into())),
+            None => return Err(ApiError::broken("the answer ended without an end")),
         }
     }
 }
@@ -137,8 +137,8 @@ fn stream(answer: Answer, shape: Shape) -> Response {
                     finish(&mut object, finish_name(reason), &usage);
                     (object, false)
                 }
-                Part::Failed { message } => {
-                    let error = failed(message).body();
+                Part::Failed { failure } => {
+                    let error = ApiError::from(failure).body();
                     (json!({ "error": error["error"]["message"] }), false)
                 }
                 part => {
