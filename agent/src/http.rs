@@ -17,6 +17,7 @@ mod metrics;
 mod models;
 mod ollama;
 mod openai;
+mod prompts;
 mod reply;
 mod search;
 

@@ -18,6 +18,7 @@ use super::body;
 use super::deadline::Deadline;
 use super::error::{ApiError, FieldNames};
 use super::generation::Generation;
+use super::prompts::Prompts;
 use super::reply::{events, finish_name, timings, token_text, usage_object};
 use crate::app::App;
 use crate::ask::{self, Answer, Part, Question};
@@ -52,18 +53,6 @@ struct Own {
     best_of: Option<u32>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a text, a list of texts, a list of token ids, or a list of such lists"
-)]
-enum Prompts {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    TokenLists(Vec<Vec<u32>>),
-}
-
 impl CompletionRequest {
     fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut object = body::object(body)?;
@@ -90,14 +79,9 @@ impl CompletionRequest {
 
     /// One prompt per choice, each with what the audit log's digest covers.
     fn prompts(&self) -> Result<Vec<(Prompt, Value)>, ApiError> {
-        let text = |text: &String| (Prompt::Text(text.clone()), json!({ "prompt": text }));
-        let tokens = |ids: &Vec<u32>| (Prompt::Tokens(ids.clone()), json!({ "prompt": ids }));
-        let prompts: Vec<_> = match &self.own.prompt {
-            Prompts::Text(one) => vec![text(one)],
-            Prompts::Texts(many) => many.iter().map(text).collect(),
-            Prompts::Tokens(one) => vec![tokens(one)],
-            Prompts::TokenLists(many) => many.iter().map(tokens).collect(),
-        };
+        let each = self.own.prompt.each().into_iter();
+        let prompts: Vec<_> =
+            each.map(|(prompt, sent)| (prompt, json!({ "prompt": sent }))).collect();
         match prompts.len() {
             0 => Err(ApiError::invalid(Some("prompt"), "prompt is empty; expected one or more")),
             found if found > PROMPTS_MAX => Err(ApiError::invalid(

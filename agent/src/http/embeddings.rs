@@ -15,6 +15,7 @@ use super::auth::Caller;
 use super::body;
 use super::deadline::Deadline;
 use super::error::{ApiError, FieldNames};
+use super::prompts::Prompts;
 use crate::app::App;
 use crate::ask::{self, EmbedQuestion};
 
@@ -26,7 +27,7 @@ const INPUTS_MAX: usize = 2048;
 #[serde(deny_unknown_fields)]
 struct EmbeddingsRequest {
     model: String,
-    input: Input,
+    input: Prompts,
     #[serde(default)]
     encoding_format: Option<Encoding>,
     #[serde(default)]
@@ -34,18 +35,6 @@ struct EmbeddingsRequest {
     #[serde(default)]
     #[expect(dead_code, reason = "changes nothing on a device")]
     user: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a text, a list of texts, a list of token ids, or a list of such lists"
-)]
-enum Input {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    TokenLists(Vec<Vec<u32>>),
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -75,12 +64,7 @@ impl EmbeddingsRequest {
 
     /// One prompt per vector.
     fn inputs(&self) -> Result<Vec<Prompt>, ApiError> {
-        let inputs: Vec<Prompt> = match self.input.clone() {
-            Input::Text(text) => vec![Prompt::Text(text)],
-            Input::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
-            Input::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
-            Input::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
-        };
+        let inputs: Vec<Prompt> = self.input.each().into_iter().map(|(prompt, _)| prompt).collect();
         let empty = inputs.iter().position(|input| match input {
             Prompt::Text(text) => text.is_empty(),
             Prompt::Tokens(tokens) => tokens.is_empty(),
@@ -109,12 +93,7 @@ pub(crate) async fn embed(
     let request = EmbeddingsRequest::parse(&body)?;
     let inputs = request.inputs()?;
     let permit = super::local::permit(&app, &principal, &request.model).await?;
-    let prompt = match &request.input {
-        Input::Text(text) => json!({ "input": text }),
-        Input::Texts(texts) => json!({ "input": texts }),
-        Input::Tokens(tokens) => json!({ "input": tokens }),
-        Input::TokenLists(lists) => json!({ "input": lists }),
-    };
+    let prompt = json!({ "input": request.input });
     let question = EmbedQuestion { endpoint: "/v1/embeddings", inputs, prompt, deadline };
     // Embeddings have no constraint.
     let names = FieldNames { prompt: "input", constraint: "input" };
