@@ -187,18 +187,15 @@ impl Answer {
         }
     }
 
-    /// The text that a token's bytes make certain, and whether the answer ends with it. At a mark
-    /// all text before it is certain.
+    /// The text that a token's bytes make certain, and whether the answer ends with it. No stop
+    /// string goes on behind a mark, so what was held back for one is certain there.
     fn hear(
         &mut self,
         bytes: &[u8],
         mark: Option<&str>,
         progress: Option<Progress>,
     ) -> (String, Option<FinishReason>) {
-        let piece = match mark {
-            Some(_) => self.decoder.finish(),
-            None => self.decoder.push(bytes),
-        };
+        let piece = self.decoder.push(bytes);
         let mut text = match self.stops.hear(piece) {
             Heard::Stopped(text) => return (text, Some(FinishReason::Stop)),
             Heard::Goes(text) => text,
