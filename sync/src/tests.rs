@@ -285,7 +285,8 @@ async fn a_flipped_bit_is_repaired_from_the_network() {
 
 /// In the weights of the model; found before the model is used.
 fn flip_a_bit(device: &Device) {
-    let path = device.registry.verified_model(&NAME.parse().unwrap()).unwrap().weights.path;
+    let path =
+        device.registry.verified_model(&NAME.parse().unwrap()).unwrap().weights.path().to_owned();
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[77] ^= 4;
     std::fs::remove_file(&path).unwrap();

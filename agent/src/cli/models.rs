@@ -139,7 +139,10 @@ pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
         ("slot", model.slot.map_or("-", Slot::as_str).to_owned()),
         ("may run here by", words),
         ("architecture", model.facts.architecture),
-        ("parameters", format!("{} ({})", output::count(model.facts.parameters), model.facts.size_class)),
+        (
+            "parameters",
+            format!("{} ({})", output::count(model.facts.parameters), model.facts.size_class),
+        ),
         ("quantization", model.facts.quantization),
         ("context", format!("{} tokens", model.facts.context_tokens)),
         ("size", output::size(model.facts.size_bytes)),

@@ -145,7 +145,7 @@ fn vectors_of(a: &Architecture) -> Vec<Key<'_>> {
         all.extend(norms.into_iter().filter_map(|(name, len)| Some((name?.as_str(), 0, len))));
     }
     all.extend(
-        linears(a)
+        a.linears()
             .filter_map(|linear| Some((linear.bias.as_deref()?, linear.first_row, linear.outputs))),
     );
     all
