@@ -7,7 +7,8 @@
 //! - [`NamedPolicy`] is the owner's policy on its way in, [`HeldPolicy`] the one that holds.
 //!
 //! Invariants: nothing unverified is kept; the time never runs backwards below the highest signed
-//! time; bytes are kept exactly as they were verified; no input panics.
+//! time, which never goes beyond the owner's word; bytes are kept exactly as they were verified; no
+//! input panics.
 //!
 //! Deliberately absent: fetching (callers do that), mirrors metadata, succinct delegations.
 
@@ -19,6 +20,7 @@ mod envelope;
 mod error;
 mod explain;
 mod explain_policy;
+mod explain_time;
 mod key;
 mod keyfile;
 mod metadata;
@@ -28,6 +30,7 @@ mod refresh;
 pub mod repository;
 mod signing;
 mod state;
+mod time;
 mod trusted;
 
 pub use admit::{Active, Admission, Admitted, Refused, ReleaseFloor, admit, release_floor};
@@ -47,7 +50,8 @@ pub use policy::{
 };
 pub use refresh::{Fetched, Limits, Refresh, Scope, Want};
 pub use signing::{CommandKey, Ed25519Key, KeyError, SigningKey};
-pub use state::{SCHEMA, raise_signed_time, signed_time};
+pub use state::SCHEMA;
+pub use time::{note_time_refused, signed_time, time_is_accepted};
 pub use trusted::{Repo, SEARCH_ROLES_MAX, Trusted};
 
 /// The file name of a role without a version: percent-encoded, so safe as a name in one folder and

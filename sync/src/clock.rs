@@ -23,10 +23,19 @@ impl SignedClock {
     /// Seconds since 1970, never before the floor.
     #[must_use]
     pub fn now_s(&self) -> i64 {
+        self.clock_s().max(self.floor_s.load(Ordering::Relaxed))
+    }
+
+    /// Seconds since 1970 by the clock alone, for whoever knows the floor better.
+    pub(crate) fn clock_s(&self) -> i64 {
         // A clock before 1970 counts as 0.
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let clock_s = i64::try_from(clock.as_secs()).unwrap_or(i64::MAX);
-        clock_s.max(self.floor_s.load(Ordering::Relaxed))
+        i64::try_from(clock.as_secs()).unwrap_or(i64::MAX)
+    }
+
+    /// Has the floor where the database has it: the owner may have taken a signed time back.
+    pub(crate) fn follow(&self, signed_s: i64) {
+        self.floor_s.store(signed_s, Ordering::Relaxed);
     }
 
     /// Raises the floor to a signed time.

@@ -153,29 +153,75 @@ pub(crate) struct Refreshed {
     pub(crate) generation: u64,
 }
 
-/// Refreshes the director, then the registry as far as the director's targets need it, and stores
-/// both with the new generation.
+/// Refreshes the owner's registry, then the director under the time that the owner bears out, then
+/// the registry as far as the director's targets need it; stores both with the new generation.
 pub(crate) async fn refresh(
     source: Source<'_>,
     store: &Store,
     clock: &Arc<SignedClock>,
 ) -> Result<Refreshed, RefreshError> {
-    let director = advance(source, store, clock, Repo::Director, Scope::TopLevel).await?;
-    clock.raise(director.time(0));
-    let mut paths: Vec<String> = director.targets().map(|(path, _)| path.to_owned()).collect();
-    paths.push(POLICY_PATH.to_owned());
-    let registry = advance(source, store, clock, Repo::Registry, Scope::Paths(paths)).await;
-    let registry = match registry {
+    let refreshed = take(source, store, clock).await;
+    if let Err(RefreshError::Trust { source, .. }) = &refreshed {
+        note_refusal(store, source, clock.clock_s()).await;
+    }
+    let (refreshed, signed_s) = refreshed?;
+    clock.follow(signed_s);
+    Ok(refreshed)
+}
+
+async fn take(
+    source: Source<'_>,
+    store: &Store,
+    clock: &Arc<SignedClock>,
+) -> Result<(Refreshed, i64), RefreshError> {
+    let registry = match advance(source, store, clock, Repo::Registry, None).await {
         Ok(registry) => Some(registry),
         // A fleet without a registry yet: nothing is admitted, everything else goes on.
         Err(RefreshError::NoRoot { .. }) => None,
         Err(error) => return Err(error),
     };
-    clock.raise(registry.as_ref().map_or(0, |registry| registry.time(0)));
-    let policy = match &registry {
-        Some(registry) => new_policy(source, store, registry, clock.now_s()).await?,
+    let mut director = advance(source, store, clock, Repo::Director, registry.as_ref()).await?;
+    director.believe_time(registry.as_ref()).map_err(RefreshError::trust(Repo::Director))?;
+    let registry = match registry {
+        Some(registry) => Some(search(source, registry, &director, clock).await?),
         None => None,
     };
+    let policy = match &registry {
+        // Neither a clock nor the director keeps policies of the past alive.
+        Some(registry) => {
+            let now_s = director.time(clock.clock_s());
+            new_policy(source, store, registry, now_s).await?
+        }
+        None => None,
+    };
+    keep(source, store, clock, registry, director, policy).await
+}
+
+/// Goes on in the registry to what the director's targets need.
+async fn search(
+    source: Source<'_>,
+    registry: Trusted,
+    director: &Trusted,
+    clock: &SignedClock,
+) -> Result<Trusted, RefreshError> {
+    let mut paths: Vec<String> = director.targets().map(|(path, _)| path.to_owned()).collect();
+    paths.push(POLICY_PATH.to_owned());
+    let refuse = RefreshError::trust(Repo::Registry);
+    let now_s = director.time(clock.clock_s());
+    let mut refresh = Refresh::resume(registry, now_s, Scope::Paths(paths)).map_err(&refuse)?;
+    feed(source, Repo::Registry, &mut refresh).await?;
+    refresh.finish().map_err(refuse)
+}
+
+/// Stores all that was taken, in one transaction; the highest signed time comes back with it.
+async fn keep(
+    source: Source<'_>,
+    store: &Store,
+    clock: &SignedClock,
+    registry: Option<Trusted>,
+    director: Trusted,
+    policy: Option<SignedPolicy>,
+) -> Result<(Refreshed, i64), RefreshError> {
     let generation = director.targets_version().unwrap_or_default();
     let (at_s, actor) = (clock.now_s(), source.actor());
     let bundle_serial = source.bundle_serial();
@@ -185,6 +231,8 @@ pub(crate) async fn refresh(
                 registry.store(tx).map_err(RefreshError::trust(Repo::Registry))?;
             }
             director.store(tx).map_err(RefreshError::trust(Repo::Director))?;
+            let time = RefreshError::trust(Repo::Director);
+            trust::time_is_accepted(tx).map_err(&time)?;
             if let Some(serial) = bundle_serial
                 && let Err(seen) = state::note_bundle(tx, serial)?
             {
@@ -198,26 +246,51 @@ pub(crate) async fn refresh(
                 return Err(RefreshError::OlderGeneration { found: generation, seen });
             }
             if generation > before {
-                let event = Event {
-                    at_s,
-                    actor,
-                    action: "desired.accept",
-                    resource: &format!("generation/{generation}"),
-                    outcome: Outcome::Completed,
-                    opened: None,
-                    detail: json!({
-                        "generation": generation,
-                        "before": before,
-                        "registry_targets": registry.as_ref().and_then(Trusted::targets_version),
-                        "models": director.targets().map(|(path, _)| path).collect::<Vec<_>>(),
-                    }),
-                };
-                outbox::record(tx, &event)?;
+                record_desired(tx, at_s, actor, before, registry.as_ref(), &director)?;
             }
-            Ok(())
+            Ok((Refreshed { generation }, trust::signed_time(tx).map_err(time)?))
         })
-        .await?;
-    Ok(Refreshed { generation })
+        .await
+}
+
+fn record_desired(
+    tx: &rusqlite::Transaction<'_>,
+    at_s: i64,
+    actor: &str,
+    before: u64,
+    registry: Option<&Trusted>,
+    director: &Trusted,
+) -> Result<(), RefreshError> {
+    let generation = director.targets_version().unwrap_or_default();
+    let event = Event {
+        at_s,
+        actor,
+        action: "desired.accept",
+        resource: &format!("generation/{generation}"),
+        outcome: Outcome::Completed,
+        opened: None,
+        detail: json!({
+            "generation": generation,
+            "before": before,
+            "registry_targets": registry.and_then(Trusted::targets_version),
+            "models": director.targets().map(|(path, _)| path).collect::<Vec<_>>(),
+        }),
+    };
+    outbox::record(tx, &event)?;
+    Ok(())
+}
+
+/// For `fulmar doctor`: a time that was refused, and whose it is.
+async fn note_refusal(store: &Store, error: &TrustError, clock_s: i64) {
+    let TrustError::TimeAhead { repo, version, signed_at, ref role, ends_at } = *error else {
+        return;
+    };
+    let error = TrustError::TimeAhead { repo, version, signed_at, role: role.clone(), ends_at };
+    let noted: Result<(), TrustError> =
+        store.write(move |tx| trust::note_time_refused(tx, &error, clock_s)).await;
+    if let Err(error) = noted {
+        tracing::warn!(%error, "a refused time was not noted");
+    }
 }
 
 /// The policy that the registry names, if it is another than the one held.
@@ -269,14 +342,15 @@ fn take_policy(
     Ok(())
 }
 
-/// Runs one repository's client workflow. What was verified before a failure is stored all the
-/// same: newer versions in it protect against rollback.
+/// Runs one repository's client workflow over its top-level roles, under the time that `owner`, the
+/// registry refreshed before it, leaves in force. What was verified before a failure is stored all
+/// the same: newer versions in it protect against rollback.
 async fn advance(
     source: Source<'_>,
     store: &Store,
     clock: &SignedClock,
     repo: Repo,
-    scope: Scope,
+    owner: Option<&Trusted>,
 ) -> Result<Trusted, RefreshError> {
     let trusted: Option<Trusted> = store
         .read(move |connection| Trusted::load(connection, repo).map_err(RefreshError::trust(repo)))
@@ -285,7 +359,11 @@ async fn advance(
         Some(trusted) => trusted,
         None => first_root(source, store, clock, repo).await?,
     };
-    let mut refresh = Refresh::new(trusted, clock.now_s()).scope(scope);
+    let trusted = match owner {
+        Some(owner) => trusted.under_time_of(owner),
+        None => trusted,
+    };
+    let mut refresh = Refresh::new(trusted, clock.clock_s());
     let fed = feed(source, repo, &mut refresh).await;
     match fed {
         Ok(()) => refresh.finish().map_err(RefreshError::trust(repo)),

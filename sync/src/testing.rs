@@ -54,6 +54,8 @@ pub(crate) struct Script {
     /// Bytes of blobs sent.
     pub(crate) blob_bytes_sent: usize,
     pub(crate) without_registry_root: Option<()>,
+    /// How far its clock is ahead.
+    pub(crate) ahead_s: i64,
 }
 
 pub(crate) struct ControlPlane {
@@ -245,8 +247,8 @@ impl ControlPlane {
         let minting = Minting {
             generation: script.generation,
             serial: script.serial,
-            signed_at_s: now_s(),
-            expires_s: now_s() + 3_600,
+            signed_at_s: now_s() + script.ahead_s,
+            expires_s: now_s() + script.ahead_s + 3_600,
         };
         let set = self.director.mint(DEVICE_ID, &entries, minting).unwrap();
         for (name, bytes) in [

@@ -268,6 +268,42 @@ async fn a_replayed_timestamp_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_ten_years_ahead_moves_no_clock_and_is_told_so() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    let entry = plane.publish(NAME, 2, &weights(2_000));
+    plane.script().ahead_s = 3_650 * 86_400;
+    plane.assign(vec![entry]);
+    let status = running.until("the refusal", |s| s.error.is_some()).await;
+    let error = status.error.unwrap();
+    assert!(error.contains("the clock of the control plane is ahead"), "{error}");
+    let now_s = crate::SignedClock::new(0).now_s();
+    assert!((device.clock.now_s() - now_s).abs() < 60, "the device's clock was moved");
+    device.registry.verified_model(&NAME.parse().unwrap()).unwrap();
+    let explained = |device: &Device| {
+        let store = device.registry.store();
+        let explain = |c: &rusqlite::Connection| {
+            Ok::<_, fulmar_store::StoreError>(fulmar_registry::trust::explain(c, now_s))
+        };
+        format!("{:?}", store.read_blocking(explain).unwrap())
+    };
+    assert!(explained(&device).contains("3650 days ahead"), "{}", explained(&device));
+    // Set right, it is followed again.
+    plane.script().ahead_s = 0;
+    plane.mint();
+    running.until("release 2", |s| s.generation_applied == 3).await;
+    assert_eq!(active(&device), Some(2));
+    assert!(!explained(&device).contains("days ahead"));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_bit_is_repaired_from_the_network() {
     let plane = ControlPlane::start().await;
     let entry = plane.publish(NAME, 1, &weights(100_000));

@@ -46,6 +46,9 @@ enum Command {
     Policy(policy::PolicyArgs),
     /// Give roles a new version that expires later.
     Renew(RenewArgs),
+    /// Have all devices forget the signed times after now: the way back where the control plane's
+    /// clock, or that of somebody who signs, was ahead and has been set right. Stages a root.
+    ResetTime(ResetTimeArgs),
     /// Add signatures to what is staged, and publish what has enough of them.
     Sign(SignArgs),
     /// Write what is staged to a file, for people on other machines to sign.
@@ -148,6 +151,12 @@ struct RenewArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct ResetTimeArgs {
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, clap::Args)]
 struct SignArgs {
     #[command(flatten)]
     target: Target,
@@ -172,6 +181,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Withdraw(args) => release::withdraw(&args)?,
         Command::Policy(args) => policy::run(&args)?,
         Command::Renew(args) => renew(&args)?,
+        Command::ResetTime(args) => reset_time(&args)?,
         Command::Sign(args) => sign(&args)?,
         Command::Request(args) => offline::request(&args)?,
         Command::SignRequest(args) => offline::sign_request(&args)?,
@@ -288,6 +298,12 @@ fn renew(args: &RenewArgs) -> anyhow::Result<()> {
     for role in roles {
         repository.renew(role, now_s())?;
     }
+    args.target.finish(&repository)
+}
+
+fn reset_time(args: &ResetTimeArgs) -> anyhow::Result<()> {
+    let repository = args.target.open()?;
+    repository.reset_time(now_s())?;
     args.target.finish(&repository)
 }
 

@@ -42,7 +42,8 @@ pub struct Minting {
     pub generation: u64,
     /// Counts up by every minting for the device, and is kept by the control plane.
     pub serial: u64,
-    /// The control plane's clock, in seconds since 1970; becomes the device's time floor.
+    /// The control plane's clock, in seconds since 1970; becomes the device's time floor, where the
+    /// owner's metadata lasts beyond it.
     pub signed_at_s: i64,
     /// When the device has to hear from the control plane again to admit anything new.
     pub expires_s: i64,

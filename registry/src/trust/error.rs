@@ -114,6 +114,25 @@ pub enum TrustError {
         /// The time it was held against.
         now: Date,
     },
+    /// A signed time that the owner's metadata does not bear out.
+    #[error(
+        "believe the {repo} repository, whose timestamp version {version} says that it was signed \
+         at {signed_at}: the owner's {role} metadata ends at {ends_at}, and nobody's time goes \
+         beyond the owner's word; the clock of {} is ahead, or the owner has to renew the registry",
+        ahead(.repo)
+    )]
+    TimeAhead {
+        /// The repository.
+        repo: &'static str,
+        /// The timestamp's version.
+        version: u64,
+        /// When it says that it was signed.
+        signed_at: Date,
+        /// The role of the owner's registry that ends first.
+        role: String,
+        /// When that role ends.
+        ends_at: Date,
+    },
     /// More bytes than allowed.
     #[error("download {file}: it is longer than the limit of {length_max} bytes")]
     TooLong {
@@ -225,6 +244,14 @@ pub enum TrustError {
     /// The store refused.
     #[error("read or write the state of trust")]
     Store(#[from] fulmar_store::StoreError),
+}
+
+/// Whose clock a repository's times come from.
+pub(super) fn ahead(repo: &str) -> &'static str {
+    match repo {
+        "director" => "the control plane",
+        _ => "whoever signs the registry",
+    }
 }
 
 fn unknown_keys(unusable: &str) -> String {

@@ -7,15 +7,13 @@ use super::date::Date;
 use super::envelope::short;
 use super::error::TrustError;
 use super::explain_policy::explain_policy;
+use super::explain_time::explain_time;
 use super::metadata::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
-use super::state::signed_time;
 use super::trusted::{Repo, Trusted};
 
 pub(super) const DAY_S: i64 = 86_400;
 /// From this long before its end, a role's expiry is worth a word.
 const SOON_S: i64 = 14 * DAY_S;
-/// A clock this far behind the signed time is wrong.
-const CLOCK_SLACK_S: i64 = 3_600;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,7 +56,7 @@ impl Finding {
 /// database that cannot be read is a finding too.
 #[must_use]
 pub fn explain(connection: &Connection, now_s: i64) -> Vec<Finding> {
-    let mut findings = vec![explain_clock(connection, now_s)];
+    let mut findings = explain_time(connection, now_s);
     for repo in [Repo::Registry, Repo::Director] {
         match Trusted::load(connection, repo) {
             Ok(Some(trusted)) => explain_repo(&trusted, now_s, &mut findings),
@@ -68,33 +66,6 @@ pub fn explain(connection: &Connection, now_s: i64) -> Vec<Finding> {
     }
     findings.extend(explain_policy(connection, now_s));
     findings
-}
-
-fn explain_clock(connection: &Connection, now_s: i64) -> Finding {
-    match signed_time(connection) {
-        Err(error) => Finding::problem(
-            format!("The highest signed time cannot be read: {error}."),
-            "Check the disk, then restore the state directory from a backup.",
-        ),
-        Ok(0) => Finding::fine(format!(
-            "The clock says {}; nobody has signed a time yet, so it is believed.",
-            Date(now_s)
-        )),
-        Ok(signed_s) if now_s.saturating_add(CLOCK_SLACK_S) < signed_s => Finding::notice(
-            format!(
-                "The clock says {}, but metadata signed at {} has been seen. Expiry is held \
-                 against the later one.",
-                Date(now_s),
-                Date(signed_s)
-            ),
-            "Set the clock, or give the device a time source; it works on meanwhile.",
-        ),
-        Ok(signed_s) => Finding::fine(format!(
-            "The clock says {}, not before the highest signed time, {}.",
-            Date(now_s),
-            Date(signed_s)
-        )),
-    }
 }
 
 fn absent(repo: Repo) -> Finding {

@@ -7,7 +7,7 @@ use super::date::Date;
 use super::error::TrustError;
 use super::explain::{DAY_S, Finding};
 use super::policy::{HeldPolicy, held_policy};
-use super::state::signed_time;
+use super::time::signed_time;
 use super::trusted::{Repo, Trusted};
 use crate::catalog::{self, Filter};
 use crate::standing::{Barred, Standing};

@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //! - The time is fixed when the refresh begins (5.1), and never earlier than the highest signed
-//!   time seen.
+//!   time seen; only a root with the owner's reset changes it.
 //! - A refused file changes nothing. What was verified before it stays verified:
 //!   [`Refresh::into_progress`] gives it out, and storing it keeps the protection against rollback
 //!   that it brings.
@@ -21,7 +21,7 @@ use super::error::TrustError;
 use super::metadata::{
     ROOT, Root, SNAPSHOT, Snapshot, TARGETS, TIMESTAMP, Targets, Timestamp, encoded,
 };
-use super::trusted::{Found, SEARCH_ROLES_MAX, Trusted, verify_top};
+use super::trusted::{Found, Repo, SEARCH_ROLES_MAX, Trusted, verify_top};
 
 /// Longest files accepted, in bytes, and most roots in one refresh.
 #[derive(Debug, Clone)]
@@ -93,6 +93,7 @@ enum Stage {
 #[derive(Debug)]
 pub struct Refresh {
     trusted: Trusted,
+    clock_s: i64,
     now: Date,
     limits: Limits,
     scope: Scope,
@@ -109,7 +110,8 @@ impl Refresh {
         let now = Date(trusted.time(now_s));
         let (limits, scope) = (Limits::default(), Scope::TopLevel);
         let (refused, skipped) = (Vec::new(), BTreeSet::new());
-        Self { trusted, now, limits, scope, stage: Stage::Root { taken: 0 }, refused, skipped }
+        let stage = Stage::Root { taken: 0 };
+        Self { trusted, clock_s: now_s, now, limits, scope, stage, refused, skipped }
     }
 
     /// Begins behind the top-level roles of a `trusted` that was refreshed just now, to search for
@@ -245,15 +247,19 @@ impl Refresh {
     }
 
     /// The refreshed state: the top-level roles, and all that the scope asked for but for what
-    /// [`Refresh::refused`] tells.
+    /// [`Refresh::refused`] tells. The registry's signed time is believed now, as far as its own
+    /// roles bear it out; a director's never by itself ([`Trusted::believe_time`]).
     ///
     /// # Errors
-    /// [`TrustError::Unfinished`] while a file is still wanted.
-    pub fn finish(self) -> Result<Trusted, TrustError> {
-        match self.next() {
-            None => Ok(self.trusted),
-            Some(want) => Err(TrustError::Unfinished { file: want.file_name }),
+    /// [`TrustError::Unfinished`] while a file is still wanted; [`TrustError::TimeAhead`].
+    pub fn finish(mut self) -> Result<Trusted, TrustError> {
+        if let Some(want) = self.next() {
+            return Err(TrustError::Unfinished { file: want.file_name });
         }
+        if self.trusted.repo == Repo::Registry {
+            self.trusted.believe_own_time()?;
+        }
+        Ok(self.trusted)
     }
 
     /// The state as far as it was verified, also after a refused file. Worth storing: newer
@@ -279,6 +285,8 @@ impl Refresh {
         // 5.3.6: an intermediate root may be expired. 5.3.7, 5.3.8: it is the trusted one now.
         let old = std::mem::replace(&mut self.trusted.root, new);
         self.recover_from_fast_forward(&old);
+        self.trusted.follow_reset(&old);
+        self.now = Date(self.trusted.time(self.clock_s));
         self.trusted.relink();
         // 5.3.9: again, until there is no next one.
         self.stage = Stage::Root { taken: taken + 1 };
@@ -329,18 +337,8 @@ impl Refresh {
         // 5.4.4
         new.check_expiry(TIMESTAMP, self.now)?;
         // 5.4.5
-        self.raise_time_floor(&new);
         self.trusted.timestamp = Some(new);
         self.enter_snapshot()
-    }
-
-    /// A signed time in a verified timestamp: from now on no clock before it is believed. A time
-    /// after the metadata's own end is a mistake and not taken.
-    fn raise_time_floor(&mut self, timestamp: &Loaded<Timestamp>) {
-        let signed_at = timestamp.body.extra.get(super::SIGNED_AT_FIELD).and_then(|v| v.as_str());
-        if let Some(at) = signed_at.and_then(Date::parse).filter(|at| *at < timestamp.expires()) {
-            self.trusted.time_floor_s = self.trusted.time_floor_s.max(at.0);
-        }
     }
 
     fn enter_snapshot(&mut self) -> Result<(), TrustError> {

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::envelope::Loaded;
 use super::error::TrustError;
 use super::metadata::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
+use super::time::signed_time;
 use super::trusted::{Repo, Trusted, verify_top};
 use crate::Digest;
 use fulmar_store::Schema;
@@ -53,6 +54,17 @@ pub const SCHEMA: Schema = Schema {
             id INTEGER PRIMARY KEY CHECK (id = 1),
             heard_s INTEGER NOT NULL,
             ran_s INTEGER NOT NULL
+        ) STRICT;
+    ",
+        "
+        -- The last signed time that the owner's metadata did not bear out.
+        CREATE TABLE trust_time_refused (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            repo TEXT NOT NULL,
+            signed_s INTEGER NOT NULL,
+            role TEXT NOT NULL,
+            ends_s INTEGER NOT NULL,
+            seen_s INTEGER NOT NULL
         ) STRICT;
     ",
     ],
@@ -143,7 +155,7 @@ impl Trusted {
             }
             insert.execute((repo, role, version as i64, bytes))?;
         }
-        raise_signed_time(tx, self.time_floor_s)
+        self.store_time(tx)
     }
 
     /// Two refreshes may run at once; the one that began with less must not win by being last.
@@ -221,29 +233,4 @@ fn stored_version(
         )
         .optional()?;
     Ok(version.map(|v| v.max(0) as u64))
-}
-
-/// The highest signed time that this device has seen, in seconds since 1970; 0 at first. The time
-/// to judge any expiry by (metadata, certificates, tokens) is the later of this and the clock.
-///
-/// # Errors
-/// What the database says.
-pub fn signed_time(connection: &Connection) -> Result<i64, TrustError> {
-    Ok(connection
-        .query_row("SELECT signed_s FROM trust_time WHERE id = 1", [], |row| row.get(0))
-        .optional()?
-        .unwrap_or(0))
-}
-
-/// Raises the signed time to `signed_s`, if it is later. Only for times out of verified messages.
-///
-/// # Errors
-/// What the database says.
-pub fn raise_signed_time(tx: &Transaction<'_>, signed_s: i64) -> Result<(), TrustError> {
-    tx.execute(
-        "INSERT INTO trust_time (id, signed_s) VALUES (1, ?1)
-         ON CONFLICT (id) DO UPDATE SET signed_s = max(signed_s, excluded.signed_s)",
-        [signed_s],
-    )?;
-    Ok(())
 }

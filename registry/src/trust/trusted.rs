@@ -17,6 +17,7 @@ use super::metadata::{
     DelegatedRole, FileMeta, ROOT, Root, SNAPSHOT, Snapshot, TARGETS, TIMESTAMP, TargetEntry,
     Targets, Timestamp,
 };
+use super::time::Learned;
 
 /// Roles that one search visits at most.
 pub const SEARCH_ROLES_MAX: usize = 64;
@@ -53,6 +54,7 @@ pub struct Trusted {
     links: BTreeSet<(String, String)>,
     /// The highest signed time seen by the whole device, in seconds since 1970.
     pub(crate) time_floor_s: i64,
+    pub(crate) learned: Learned,
 }
 
 /// How a search ended with what is at hand.
@@ -85,6 +87,7 @@ impl Trusted {
             targets: BTreeMap::new(),
             links: BTreeSet::new(),
             time_floor_s: 0,
+            learned: Learned::default(),
         })
     }
 
@@ -139,32 +142,6 @@ impl Trusted {
         let may = root.roles.get(TIMESTAMP).is_some_and(|r| r.keyids.iter().any(|id| id == keyid));
         let verifier = root.keys.get(keyid).filter(|_| may).and_then(|key| key.verifier());
         verifier.is_some_and(|verifier| verifier.verify(message, signature))
-    }
-
-    /// When the trusted timestamp was signed, seconds since 1970, where it says so.
-    #[must_use]
-    pub fn signed_at_s(&self) -> Option<i64> {
-        let timestamp = self.timestamp.as_ref()?;
-        let text = timestamp.body.extra.get(super::SIGNED_AT_FIELD)?.as_str()?;
-        Date::parse(text).filter(|at| *at < timestamp.expires()).map(|at| at.0)
-    }
-
-    /// When the first of the top-level roles ends, seconds since 1970; `None` while one is missing.
-    #[must_use]
-    pub fn expires_s(&self) -> Option<i64> {
-        let ends = [
-            self.root.expires(),
-            self.timestamp.as_ref()?.expires(),
-            self.snapshot.as_ref()?.expires(),
-            self.targets.get(TARGETS)?.expires(),
-        ];
-        ends.into_iter().map(|end| end.0).min()
-    }
-
-    /// The time to hold expiry against: the later of `now_s` and the highest signed time seen.
-    #[must_use]
-    pub fn time(&self, now_s: i64) -> i64 {
-        now_s.max(self.time_floor_s)
     }
 
     /// All files held, exactly as they were verified: role name, version, bytes.

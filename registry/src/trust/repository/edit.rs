@@ -15,6 +15,7 @@ use crate::trust::metadata::{
     DelegatedRole, Delegations, Header, ROOT, RoleKeys, Root, SNAPSHOT, Snapshot, TARGETS,
     TIMESTAMP, TOP_LEVEL, TargetEntry, Targets, Timestamp,
 };
+use crate::trust::time::RESET_FIELD;
 
 /// A published target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,6 +237,23 @@ impl Repository {
             SNAPSHOT | TIMESTAMP => self.renew_listing(role, now_s),
             _ => self.edit_targets(role, now_s, |_| Ok(())),
         }
+    }
+
+    /// Stages a root that has every device forget, once, the signed times after `now_s`, and a
+    /// timestamp signed then: the way back where somebody's clock was ahead.
+    ///
+    /// # Errors
+    /// [`RepositoryError::NoSuchRole`] before the first publication.
+    pub fn reset_time(&self, now_s: i64) -> Result<(), RepositoryError> {
+        let _lock = self.files.lock()?;
+        self.edit_root(now_s, |root| {
+            root.extra.insert(RESET_FIELD.to_owned(), Value::from(Date(now_s).to_string()));
+            Ok(())
+        })?;
+        for role in [SNAPSHOT, TIMESTAMP] {
+            self.renew_listing(role, now_s)?;
+        }
+        Ok(())
     }
 
     fn renew_listing(&self, role: &str, now_s: i64) -> Result<(), RepositoryError> {
