@@ -25,6 +25,7 @@ mod key;
 mod keyfile;
 mod metadata;
 mod pattern;
+mod pin;
 mod policy;
 mod refresh;
 pub mod repository;
@@ -44,6 +45,7 @@ pub use metadata::{
     DelegatedRole, Delegations, FileMeta, Header, RoleKeys, Root, Snapshot, TargetEntry, Targets,
     Timestamp,
 };
+pub use pin::RootPin;
 pub use policy::{
     HeldPolicy, NamedPolicy, POLICY_BYTES_MAX, POLICY_PATH, PolicyRefused, SignedPolicy,
     held_policy, held_policy_digest,

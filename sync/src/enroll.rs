@@ -1,7 +1,9 @@
 //! Joining a fleet: a join token, a key made here, a certificate signed there.
 //!
 //! The private key never leaves the device, and the first contact is checked against the CA whose
-//! fingerprint the token carries. The roots of both repositories are trusted from then on.
+//! fingerprint the token carries. The roots of both repositories are trusted from then on; the
+//! registry's only if it is the one that the token names, or that was brought by hand: whoever holds
+//! the control plane at that moment brings no owner of his own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +15,8 @@ use fulmar_protocol::{
     DeviceFacts, EnrollAnswerFile, EnrollRequest, EnrollRequestFile, EnrollResponse, JoinToken,
     JoinTokenError, RenewRequest, device_name_is_valid,
 };
-use fulmar_registry::trust::{Repo, TrustError, Trusted};
+use fulmar_registry::Digest;
+use fulmar_registry::trust::{Repo, RootPin, TrustError, Trusted};
 use fulmar_store::{Store, StoreError};
 use rcgen::{CertificateParams, KeyPair};
 use ring::digest::{SHA256, digest};
@@ -43,6 +46,8 @@ pub struct Enrollment {
     pub identity_path: PathBuf,
     /// Who asked for it, for the audit log.
     pub actor: String,
+    /// The owner's registry root, brought by hand: goes before the one that the join token names.
+    pub registry_root: Option<Vec<u8>>,
 }
 
 /// Why a device could not join.
@@ -85,6 +90,22 @@ pub enum EnrollError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nobody says which root is the owner's.
+    #[error(
+        "enroll: the join token names no root of the registry (the control plane had none when the \
+         token was made, or is an older one), so nothing would keep another owner out; ask for a \
+         new token once the registry is there, or bring the owner's root: --registry-root FILE"
+    )]
+    Unpinned,
+    /// The control plane has no root, or will not show it.
+    #[error(
+        "enroll: the control plane brought no root of the registry, and the join token names \
+         version {version}; it is not the control plane that made the token, or was set back"
+    )]
+    NoRegistryRoot {
+        /// The version that the token names.
+        version: u64,
+    },
     /// A repository's root.
     #[error("enroll: trust the fleet's repositories: {0}")]
     Trust(#[from] Box<TrustError>),
@@ -112,15 +133,16 @@ pub async fn enroll(
     clock: Arc<SignedClock>,
     enrollment: &Enrollment,
 ) -> Result<Identity, EnrollError> {
-    let Asked { token, key, request } = ask(enrollment)?;
+    let Asked { token, registry, key, request } = ask(enrollment)?;
     let transport = Transport::pinned(&token.url, pin(&token)?, Arc::clone(&clock))?;
     let response = transport.enroll(&request).await?;
-    join(store, &clock, enrollment, &token, &key, response).await
+    join(store, &clock, enrollment, Terms { token, registry, key }, response).await
 }
 
 /// What a device asks with.
 struct Asked {
     token: JoinToken,
+    registry: RootPin,
     key: KeyPair,
     request: EnrollRequest,
 }
@@ -134,6 +156,7 @@ fn ask(enrollment: &Enrollment) -> Result<Asked, EnrollError> {
     if let Some(Identity { device_id, url, .. }) = Identity::load(path)? {
         return Err(EnrollError::Member { device_id, url, path: path.clone() });
     }
+    let registry = registry_pin(enrollment, &token)?;
     let key = pending_key(path)?;
     let request = EnrollRequest {
         secret: token.secret.clone(),
@@ -141,8 +164,24 @@ fn ask(enrollment: &Enrollment) -> Result<Asked, EnrollError> {
         csr_pem: request_pem(&key)?,
         audit_key: enrollment.audit_key.clone(),
         facts: enrollment.facts.clone(),
+        // By hand, the root is here already, and the control plane need not have it.
+        registry_root_version: match enrollment.registry_root {
+            Some(_) => None,
+            None => Some(registry.version),
+        },
     };
-    Ok(Asked { token, key, request })
+    Ok(Asked { token, registry, key, request })
+}
+
+/// The root that is the owner's, as somebody said who is not asked over the link.
+fn registry_pin(enrollment: &Enrollment, token: &JoinToken) -> Result<RootPin, EnrollError> {
+    if let Some(root) = &enrollment.registry_root {
+        return Ok(RootPin::of(Repo::Registry, root).map_err(Box::new)?);
+    }
+    let Some(named) = &token.registry_root else { return Err(EnrollError::Unpinned) };
+    let digest = Digest::from_hex(&named.sha256)
+        .map_err(|error| EnrollError::Answer { reason: error.to_string() })?;
+    Ok(RootPin { version: named.version, digest })
 }
 
 /// The request of a device that has no link, for a file.
@@ -164,7 +203,7 @@ pub async fn enroll_by_answer(
     enrollment: &Enrollment,
     answer: &[u8],
 ) -> Result<Identity, EnrollError> {
-    let Asked { token, key, .. } = ask(enrollment)?;
+    let Asked { token, registry, key, .. } = ask(enrollment)?;
     let unusable = |reason: String| EnrollError::Answer { reason };
     let (response, words, signature) =
         EnrollAnswerFile::read(answer).map_err(|e| unusable(e.to_string()))?;
@@ -176,7 +215,7 @@ pub async fn enroll_by_answer(
     if !certificate_is_for(&response.certificate_pem, &key) {
         return Err(unusable("its certificate is for another device's request".to_owned()));
     }
-    join(store, &clock, enrollment, &token, &key, response).await
+    join(store, &clock, enrollment, Terms { token, registry, key }, response).await
 }
 
 fn signed_by(ca: &[u8], words: &[u8], signature: &[u8]) -> bool {
@@ -193,16 +232,55 @@ fn certificate_is_for(pem: &str, key: &KeyPair) -> bool {
     })
 }
 
+/// What was known before the control plane answered.
+struct Terms {
+    token: JoinToken,
+    registry: RootPin,
+    key: KeyPair,
+}
+
+/// Where trust begins, checked.
+struct Roots {
+    registry: Vec<u8>,
+    pin: RootPin,
+    director: Vec<u8>,
+}
+
+impl Roots {
+    fn of(
+        response: &EnrollResponse,
+        enrollment: &Enrollment,
+        pin: RootPin,
+    ) -> Result<Self, EnrollError> {
+        let root = |field: &'static str, text: &str| {
+            STANDARD.decode(text).map_err(|_| EnrollError::Answer {
+                reason: format!("{field} is not base64 of a root"),
+            })
+        };
+        let director = root("director_root", &response.director_root)?;
+        let registry = match &enrollment.registry_root {
+            Some(root) => root.clone(),
+            None => root("registry_root", &response.registry_root)?,
+        };
+        if registry.is_empty() {
+            return Err(EnrollError::NoRegistryRoot { version: pin.version });
+        }
+        pin.check_first(Repo::Registry, &registry).map_err(Box::new)?;
+        Ok(Self { registry, pin, director })
+    }
+}
+
 /// Makes the device a member by the control plane's answer.
 async fn join(
     store: &Store,
     clock: &SignedClock,
     enrollment: &Enrollment,
-    token: &JoinToken,
-    key: &KeyPair,
+    terms: Terms,
     response: EnrollResponse,
 ) -> Result<Identity, EnrollError> {
-    check_ca(&response, pin(token)?)?;
+    let Terms { token, registry, key } = terms;
+    check_ca(&response, pin(&token)?)?;
+    let roots = Roots::of(&response, enrollment, registry)?;
     let path = &enrollment.identity_path;
     let identity = Identity {
         device_id: response.device_id.clone(),
@@ -213,7 +291,7 @@ async fn join(
         audit_cosign_key: response.audit_cosign_key.clone(),
         key_pem: key.serialize_pem(),
     };
-    trust(store, response, clock.now_s(), &enrollment.actor, &identity).await?;
+    trust(store, roots, clock.now_s(), &enrollment.actor, &identity).await?;
     // Last: a device is a member when this file is there.
     identity.save(path)?;
     let _ = std::fs::remove_file(pending_path(path));
@@ -223,38 +301,35 @@ async fn join(
 /// Makes both repositories' roots trusted, begins membership and records it, all at once.
 async fn trust(
     store: &Store,
-    response: EnrollResponse,
+    roots: Roots,
     now_s: i64,
     actor: &str,
     identity: &Identity,
 ) -> Result<(), EnrollError> {
-    let root = |field: &'static str, text: &str| {
-        STANDARD
-            .decode(text)
-            .map_err(|_| EnrollError::Answer { reason: format!("{field} is not base64 of a root") })
-    };
-    let registry = root("registry_root", &response.registry_root)?;
-    let director = root("director_root", &response.director_root)?;
+    let Roots { registry, pin, director } = roots;
+    let device_id = identity.device_id.clone();
     let (actor, url) = (actor.to_owned(), identity.url.clone());
     let name = identity.name.clone();
     store
         .write(move |tx| {
-            // A control plane without a registry yet: its root is taken when there is one.
-            if !registry.is_empty() {
-                Trusted::bootstrap(tx, Repo::Registry, &registry, now_s).map_err(Box::new)?;
-            }
+            pin.store(tx, Repo::Registry).map_err(Box::new)?;
+            Trusted::bootstrap(tx, Repo::Registry, &registry, now_s).map_err(Box::new)?;
             Trusted::bootstrap(tx, Repo::Director, &director, now_s).map_err(Box::new)?;
-            if state::begin(tx, &response.device_id)? {
+            if state::begin(tx, &device_id)? {
                 outbox::record_earlier(tx)?;
             }
             let event = Event {
                 at_s: now_s,
                 actor: &actor,
                 action: "device.enroll",
-                resource: &response.device_id,
+                resource: &device_id,
                 outcome: Outcome::Completed,
                 opened: None,
-                detail: json!({ "url": url, "name": name }),
+                detail: json!({
+                    "url": url,
+                    "name": name,
+                    "registry_root": { "version": pin.version, "digest": pin.digest },
+                }),
             };
             outbox::record(tx, &event)?;
             Ok::<_, EnrollError>(())
@@ -264,7 +339,7 @@ async fn trust(
 
 /// The fingerprint in the token; its form was checked when it was decoded.
 fn pin(token: &JoinToken) -> Result<[u8; 32], EnrollError> {
-    fulmar_registry::Digest::from_hex(&token.ca_sha256)
+    Digest::from_hex(&token.ca_sha256)
         .map(|digest| *digest.as_bytes())
         .map_err(|error| EnrollError::Answer { reason: error.to_string() })
 }

@@ -7,8 +7,8 @@ use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_registry::Digest;
 use fulmar_registry::bundle::Header;
 use fulmar_registry::trust::{
-    self, Fetched, HeldPolicy, NamedPolicy, POLICY_PATH, PolicyRefused, Refresh, Repo, Scope,
-    SignedPolicy, TrustError, Trusted, Want,
+    self, Fetched, HeldPolicy, NamedPolicy, POLICY_PATH, PolicyRefused, Refresh, Repo, RootPin,
+    Scope, SignedPolicy, TrustError, Trusted, Want,
 };
 use fulmar_store::{Store, StoreError};
 use serde_json::json;
@@ -379,9 +379,8 @@ async fn advance(
     }
 }
 
-/// The registry's first root, where the fleet had none when this device joined. It is taken once,
-/// over the connection that enrolment pinned, with the trust that enrolment itself would have had;
-/// from then on only its own keys replace it.
+/// The registry's first root, where trust in it was forgotten since this device joined: the one that
+/// was pinned then, and no other.
 async fn first_root(
     source: Source<'_>,
     store: &Store,
@@ -391,7 +390,12 @@ async fn first_root(
     if repo != Repo::Registry {
         return Err(RefreshError::NoRoot { repo: repo.as_str() });
     }
-    let want = Want { file_name: "1.root.json".to_owned(), length_max: ROOT_BYTES_MAX };
+    let pin: Option<RootPin> = store
+        .read(move |connection| RootPin::load(connection, repo).map_err(RefreshError::trust(repo)))
+        .await?;
+    let Some(pin) = pin else { return Err(RefreshError::NoRoot { repo: repo.as_str() }) };
+    let file_name = format!("{}.root.json", pin.version);
+    let want = Want { file_name, length_max: ROOT_BYTES_MAX };
     let Fetched::Found(root) = source.metadata(repo, &want).await? else {
         return Err(RefreshError::NoRoot { repo: repo.as_str() });
     };

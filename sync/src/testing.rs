@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use fulmar_policy::audit;
 use fulmar_protocol::{
     CheckIn, CheckInResponse, DeviceFacts, EnrollRequest, EnrollResponse, JoinToken, OutboxAck,
-    OutboxBatch,
+    OutboxBatch, RegistryRoot,
 };
 use fulmar_registry::import::{self, ModelFacts};
 use fulmar_registry::manifest::{FileRole, ManifestFile};
@@ -53,7 +53,10 @@ pub(crate) struct Script {
     pub(crate) spoil_blobs: u32,
     /// Bytes of blobs sent.
     pub(crate) blob_bytes_sent: usize,
-    pub(crate) without_registry_root: Option<()>,
+    /// What it answers for the registry's root, if not the truth.
+    pub(crate) registry_root: Option<Vec<u8>>,
+    /// What join tokens say of the registry's root.
+    pub(crate) token_pin: Option<RegistryRoot>,
     /// How far its clock is ahead.
     pub(crate) ahead_s: i64,
 }
@@ -104,7 +107,9 @@ impl ControlPlane {
         let plan = Plan::with_keys(&[owner.public().clone()], 1);
         let repository = Repository::init(dir.path(), &plan, now_s()).unwrap();
         repository.sign(&[&owner], now_s()).unwrap();
-        let script = Arc::new(Mutex::new(Script::default()));
+        let sha256 = Digest::of(&repository.first_root().unwrap()).hex();
+        let token_pin = Some(RegistryRoot { version: 1, sha256 });
+        let script = Arc::new(Mutex::new(Script { token_pin, ..Script::default() }));
         let enrolling = Arc::new(Enrolling {
             ca_pem: ca.pem(),
             registry_root: repository.first_root().unwrap(),
@@ -136,6 +141,7 @@ impl ControlPlane {
             url: format!("https://{}", self.address),
             ca_sha256: hex::encode(digest(&SHA256, &self.ca).as_ref()),
             secret: "s".to_owned(),
+            registry_root: self.script().token_pin.clone(),
         }
         .encode()
     }
@@ -218,6 +224,20 @@ impl ControlPlane {
             release,
             active: Active::Serve,
         }
+    }
+
+    /// The owner rotates its root; what the newest one must be.
+    pub(crate) fn rotate_root(&self) -> RegistryRoot {
+        self.repository.renew("root", now_s()).unwrap();
+        self.repository.sign(&[&self.owner], now_s()).unwrap();
+        self.mint();
+        let pin = self.repository.trusted(now_s()).unwrap().root_pin();
+        RegistryRoot { version: pin.version, sha256: pin.digest.hex() }
+    }
+
+    /// The owner's first root, as the owner would hand it out.
+    pub(crate) fn owners_root(&self) -> Vec<u8> {
+        self.repository.first_root().unwrap()
     }
 
     /// Publishes a policy to the owner's registry; returns its digest.
@@ -497,10 +517,9 @@ fn enrolled(request: &EnrollRequest, enrolling: &Enrolling, script: &Script) -> 
     let mut csr = CertificateSigningRequestParams::from_pem(&request.csr_pem).unwrap();
     csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = csr.signed_by(&enrolling.issuer).unwrap();
-    let registry_root = match script.without_registry_root {
-        Some(()) => String::new(),
-        None => STANDARD.encode(&enrolling.registry_root),
-    };
+    let named = format!("registry/{}.root.json", request.registry_root_version.unwrap_or(1));
+    let honest = script.metadata.get(&named).unwrap_or(&enrolling.registry_root);
+    let registry_root = STANDARD.encode(script.registry_root.as_ref().unwrap_or(honest));
     let response = EnrollResponse {
         device_id: DEVICE_ID.to_owned(),
         certificate_pem: certificate.pem(),
@@ -535,6 +554,7 @@ impl Device {
             facts: DeviceFacts::default(),
             identity_path: self.dir.join("identity.json"),
             actor: "local".to_owned(),
+            registry_root: None,
         }
     }
 

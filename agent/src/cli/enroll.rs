@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Without a link: join with the answer in this file.
     #[arg(long, value_name = "FILE")]
     answer: Option<PathBuf>,
+    /// The owner's registry root (root.json), brought by hand: for a join token that names none.
+    #[arg(long, value_name = "FILE")]
+    registry_root: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -42,13 +45,17 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let state = State::open(&dir)?;
     let asked_as = args.answer.is_some().then(|| read_name(&state)).flatten();
     let name = args.name.clone().or(asked_as).unwrap_or_else(host_name);
+    let enrollment = Enrollment {
+        registry_root: args.registry_root.as_deref().map(read_root).transpose()?,
+        ..enrollment(&state, &args.token, &name)?
+    };
     if let Some(file) = &args.request {
-        return write_request(&state, &args.token, &name, file);
+        return write_request(&state, &enrollment, file);
     }
     let identity = super::runtime()?.block_on(async {
         match &args.answer {
-            Some(file) => join_by_answer(&state, &args.token, &name, file).await,
-            None => join(&state, &args.token, &name).await,
+            Some(file) => join_by_answer(&state, &enrollment, file).await,
+            None => Ok(join_as(&state, &enrollment).await?),
         }
     })?;
     state.sign_audit_log_blocking()?;
@@ -72,8 +79,18 @@ pub(crate) async fn join(
     token: &str,
     name: &str,
 ) -> anyhow::Result<fulmar_sync::Identity> {
-    let enrollment = enrollment(state, token, name)?;
-    Ok(fulmar_sync::enroll(state.store(), Arc::clone(state.clock()), &enrollment).await?)
+    Ok(join_as(state, &enrollment(state, token, name)?).await?)
+}
+
+async fn join_as(
+    state: &State,
+    enrollment: &Enrollment,
+) -> Result<fulmar_sync::Identity, fulmar_sync::EnrollError> {
+    fulmar_sync::enroll(state.store(), Arc::clone(state.clock()), enrollment).await
+}
+
+fn read_root(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("read {}", file.display()))
 }
 
 fn enrollment(state: &State, token: &str, name: &str) -> anyhow::Result<Enrollment> {
@@ -86,22 +103,22 @@ fn enrollment(state: &State, token: &str, name: &str) -> anyhow::Result<Enrollme
         facts: link::facts(),
         identity_path: state.identity_path(),
         actor: principal.audit_name(),
+        registry_root: None,
     })
 }
 
 fn write_request(
     state: &State,
-    token: &str,
-    name: &str,
+    enrollment: &Enrollment,
     file: &std::path::Path,
 ) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!file.exists(), "write the request: {} is there already", file.display());
-    let request = fulmar_sync::enroll_request(&enrollment(state, token, name)?)?;
+    let request = fulmar_sync::enroll_request(enrollment)?;
     let bytes = serde_json::to_vec(&request).context("write the request")?;
     // It holds the token's secret.
     crate::state::write_secret(file, &bytes)?;
     let kept = name_path(state);
-    std::fs::write(&kept, name).with_context(|| format!("write {}", kept.display()))?;
+    std::fs::write(&kept, &enrollment.name).with_context(|| format!("write {}", kept.display()))?;
     println!("wrote the request to {}; at the control plane:", file.display());
     println!("fulmar control-plane admit --dir DIR {} --out ANSWER", file.display());
     Ok(ExitCode::SUCCESS)
@@ -117,17 +134,16 @@ fn read_name(state: &State) -> Option<String> {
 }
 
 async fn join_by_answer(
-    state: &Arc<State>,
-    token: &str,
-    name: &str,
+    state: &State,
+    enrollment: &Enrollment,
     file: &std::path::Path,
 ) -> anyhow::Result<fulmar_sync::Identity> {
     let data = std::fs::metadata(file).with_context(|| format!("read {}", file.display()))?;
     let (found, max) = (data.len(), ENROLL_FILE_BYTES_MAX as u64);
     anyhow::ensure!(found <= max, "read {}: {found} bytes, at most {max}", file.display());
     let answer = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-    let (enrollment, clock) = (enrollment(state, token, name)?, Arc::clone(state.clock()));
-    let joined = fulmar_sync::enroll_by_answer(state.store(), clock, &enrollment, &answer).await?;
+    let clock = Arc::clone(state.clock());
+    let joined = fulmar_sync::enroll_by_answer(state.store(), clock, enrollment, &answer).await?;
     let _ = std::fs::remove_file(name_path(state));
     Ok(joined)
 }

@@ -1,6 +1,7 @@
 //! Why metadata was not trusted.
 
 use super::date::Date;
+use crate::Digest;
 
 /// Why metadata was refused, or the state of trust could not be read. Nothing unverified was kept.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,22 @@ pub enum TrustError {
         expected: u64,
         /// The version in the file.
         found: u64,
+    },
+    /// Another root than the pinned one.
+    #[error(
+        "trust a root of the {repo} repository: the join token (or the owner's own root) names root \
+         version {version} with {expected}, found {found}; whoever serves this root is not the \
+         owner's control plane, or the token is of another fleet"
+    )]
+    Pinned {
+        /// The repository.
+        repo: &'static str,
+        /// The pinned version.
+        version: u64,
+        /// The pinned digest.
+        expected: Digest,
+        /// What was found.
+        found: String,
     },
     /// A version went back.
     #[error(

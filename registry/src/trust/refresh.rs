@@ -282,6 +282,9 @@ impl Refresh {
         if new.version() != expected {
             return Err(TrustError::RootVersion { expected, found: new.version() });
         }
+        if let Some(pin) = &self.trusted.pin {
+            pin.check(self.trusted.repo, new.version(), &new.bytes)?;
+        }
         // 5.3.6: an intermediate root may be expired. 5.3.7, 5.3.8: it is the trusted one now.
         let old = std::mem::replace(&mut self.trusted.root, new);
         self.recover_from_fast_forward(&old);

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::envelope::Loaded;
 use super::error::TrustError;
 use super::metadata::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
+use super::pin::RootPin;
 use super::time::signed_time;
 use super::trusted::{Repo, Trusted, verify_top};
 use crate::Digest;
@@ -67,16 +68,25 @@ pub const SCHEMA: Schema = Schema {
             seen_s INTEGER NOT NULL
         ) STRICT;
     ",
+        "
+        CREATE TABLE trust_pin (
+            repo TEXT PRIMARY KEY,
+            version INTEGER NOT NULL,
+            digest TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID;
+    ",
     ],
 };
 
 impl Trusted {
     /// Sets the first trusted root of `repo`, which came out of band, and stores it. The root that
-    /// trust began with, or the one trusted now, may come again (a second enrolment brings it); `now_s` in seconds since 1970 is the clock, kept as no floor: nobody
-    /// signed it.
+    /// trust began with, or the one trusted now, may come again (a second enrolment brings it), and so
+    /// may a pinned one that is yet to come. `now_s` in seconds since 1970 is the clock, kept as no
+    /// floor: nobody signed it.
     ///
     /// # Errors
-    /// [`TrustError::AlreadyTrusted`] when another root is trusted, or the root is not sound.
+    /// [`TrustError::AlreadyTrusted`] when another root is trusted, [`TrustError::Pinned`] when
+    /// another is pinned, or the root is not sound.
     pub fn bootstrap(
         tx: &Transaction<'_>,
         repo: Repo,
@@ -84,9 +94,14 @@ impl Trusted {
         _now_s: i64,
     ) -> Result<Self, TrustError> {
         let mut new = Self::from_root(repo, root.to_vec())?;
+        let pin = RootPin::load(tx, repo)?;
         if let Some(trusted) = Self::load(tx, repo)? {
             let first = first_root(tx, repo)?;
-            return match trusted.root.bytes == root || first == Some(Digest::of(root)) {
+            // A pin ahead of the chain: the next refresh must come by it.
+            let ahead = pin
+                .is_some_and(|pin| pin == new.root_pin() && pin.version > trusted.root_version());
+            let known = trusted.root.bytes == root || first == Some(Digest::of(root));
+            return match known || ahead {
                 true => Ok(trusted),
                 false => Err(TrustError::AlreadyTrusted {
                     repo: repo.as_str(),
@@ -94,6 +109,10 @@ impl Trusted {
                 }),
             };
         }
+        if let Some(pin) = pin {
+            pin.check_first(repo, root)?;
+        }
+        new.pin = pin;
         tx.execute(
             "INSERT INTO trust_first_root (repo, digest) VALUES (?1, ?2)",
             (repo.as_str(), Digest::of(root)),
@@ -117,6 +136,7 @@ impl Trusted {
         };
         let mut trusted = Self::from_root(repo, root).map_err(|e| damaged(ROOT, e))?;
         trusted.time_floor_s = signed_time(connection)?;
+        trusted.pin = RootPin::load(connection, repo)?;
         if let Some(bytes) = roles.remove(TIMESTAMP) {
             let loaded = Loaded::parse(TIMESTAMP, bytes).map_err(|e| damaged(TIMESTAMP, e))?;
             verify_top(&loaded, TIMESTAMP, &trusted.root).map_err(|e| damaged(TIMESTAMP, e))?;
@@ -186,7 +206,7 @@ impl Trusted {
     }
 
     /// Forgets all trust in `repo`: the way out when its keys are lost. Until the next bootstrap
-    /// nothing new is admitted. The signed time and the releases seen stay; the registry's policy
+    /// nothing new is admitted. The signed time, the releases seen and the pin stay; the registry's policy
     /// goes with it.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use super::metadata::{
     DelegatedRole, FileMeta, ROOT, Root, SNAPSHOT, Snapshot, TARGETS, TIMESTAMP, TargetEntry,
     Targets, Timestamp,
 };
+use super::pin::RootPin;
 use super::time::Learned;
 
 /// Roles that one search visits at most.
@@ -55,6 +56,8 @@ pub struct Trusted {
     /// The highest signed time seen by the whole device, in seconds since 1970.
     pub(crate) time_floor_s: i64,
     pub(crate) learned: Learned,
+    /// What the root of one version must be.
+    pub(crate) pin: Option<RootPin>,
 }
 
 /// How a search ended with what is at hand.
@@ -88,6 +91,7 @@ impl Trusted {
             links: BTreeSet::new(),
             time_floor_s: 0,
             learned: Learned::default(),
+            pin: None,
         })
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use fulmar_protocol::RegistryRoot;
 use fulmar_registry::blobs::Blobs;
 use fulmar_registry::manifest::MANIFEST_BYTES_MAX;
 use fulmar_registry::trust::{
@@ -130,6 +131,31 @@ pub(crate) fn file(connection: &Connection, name: &str) -> Result<Option<Vec<u8>
         .prepare_cached("SELECT bytes FROM registry_metadata WHERE file = ?1")?
         .query_row([name], |row| row.get(0))
         .optional()?)
+}
+
+/// The root trusted now, for a join token to name.
+pub(crate) fn root_pin(connection: &Connection) -> Result<Option<RegistryRoot>, Failure> {
+    let trusted = Trusted::load(connection, Repo::Registry).map_err(damaged)?;
+    Ok(trusted.map(|trusted| {
+        let pin = trusted.root_pin();
+        RegistryRoot { version: pin.version, sha256: pin.digest.hex() }
+    }))
+}
+
+/// The root that a device is to begin its trust with: the one that its join token names.
+pub(crate) fn root(connection: &Connection, version: Option<u64>) -> Result<Vec<u8>, Failure> {
+    let found = file(connection, &format!("{}.root.json", version.unwrap_or(1)))?;
+    match (found, version) {
+        (Some(root), _) => Ok(root),
+        (None, None) => Ok(Vec::new()),
+        (None, Some(version)) => Err(Failure::conflict(
+            "registry_root_unknown",
+            format!(
+                "the join token names root version {version} of the registry, which is not here: \
+                 it is of another control plane, or this one was set back"
+            ),
+        )),
+    }
 }
 
 /// Version of the registry's timestamp; 0 while there is none.

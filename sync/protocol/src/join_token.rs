@@ -39,7 +39,7 @@ impl JoinToken {
     /// The token as text.
     #[must_use]
     pub fn encode(&self) -> String {
-        // Three strings always serialise.
+        // Strings and a number always serialise.
         let json = serde_json::to_vec(self).unwrap_or_default();
         format!("{JOIN_TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(json))
     }
@@ -60,11 +60,13 @@ impl JoinToken {
             return Err(JoinTokenError::Field { field: "url", expected: "an https:// address" });
         }
         let is_hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-        if token.ca_sha256.len() != 64 || !token.ca_sha256.chars().all(is_hex) {
-            return Err(JoinTokenError::Field {
-                field: "ca_sha256",
-                expected: "64 lower-case hexadecimal digits",
-            });
+        let is_digest = |text: &str| text.len() == 64 && text.chars().all(is_hex);
+        let expected = "64 lower-case hexadecimal digits";
+        if !is_digest(&token.ca_sha256) {
+            return Err(JoinTokenError::Field { field: "ca_sha256", expected });
+        }
+        if token.registry_root.as_ref().is_some_and(|root| !is_digest(&root.sha256)) {
+            return Err(JoinTokenError::Field { field: "registry_root.sha256", expected });
         }
         if token.secret.is_empty() {
             return Err(JoinTokenError::Field { field: "secret", expected: "not empty" });
@@ -76,12 +78,14 @@ impl JoinToken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RegistryRoot;
 
     fn token() -> JoinToken {
         JoinToken {
             url: "https://127.0.0.1:7443".to_owned(),
             ca_sha256: "0a".repeat(32),
             secret: "s3cret".to_owned(),
+            registry_root: Some(RegistryRoot { version: 3, sha256: "0b".repeat(32) }),
         }
     }
 
@@ -89,6 +93,7 @@ mod tests {
     fn a_token_is_read_as_it_was_written_with_white_space_around() {
         let read = JoinToken::decode(&format!("  {}\n", token().encode())).unwrap();
         assert_eq!((read.url, read.secret), (token().url, token().secret));
+        assert_eq!(read.registry_root, token().registry_root);
     }
 
     #[test]
@@ -117,5 +122,18 @@ mod tests {
             JoinToken::decode(&unpinned.encode()),
             Err(JoinTokenError::Field { field: "ca_sha256", .. })
         ));
+        let root = RegistryRoot { version: 1, sha256: "0B".repeat(32) };
+        let shouted = JoinToken { registry_root: Some(root), ..token() };
+        assert!(matches!(
+            JoinToken::decode(&shouted.encode()),
+            Err(JoinTokenError::Field { field: "registry_root.sha256", .. })
+        ));
+    }
+
+    #[test]
+    fn a_token_of_before_there_was_a_root_to_name_is_still_read() {
+        let old = JoinToken { registry_root: None, ..token() };
+        assert!(!old.encode().is_empty());
+        assert_eq!(JoinToken::decode(&old.encode()).unwrap().registry_root, None);
     }
 }

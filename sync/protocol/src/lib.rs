@@ -49,6 +49,22 @@ pub struct JoinToken {
     pub ca_sha256: String,
     /// The secret that the control plane knows by its hash only.
     pub secret: String,
+    /// The registry's root when the token was made: whoever answers for the control plane later
+    /// cannot bring another owner. Missing in tokens of a control plane without a registry, and in
+    /// those of older ones: with them a device joins only where it is given the owner's root by
+    /// hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_root: Option<RegistryRoot>,
+}
+
+/// A root of the registry, by what it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryRoot {
+    /// Its version.
+    pub version: u64,
+    /// SHA-256 of its file, hex.
+    pub sha256: String,
 }
 
 /// A device asks to join.
@@ -65,6 +81,10 @@ pub struct EnrollRequest {
     pub audit_key: String,
     /// What the device is.
     pub facts: DeviceFacts,
+    /// The version of the registry's root that the join token names: this one is wanted, the first
+    /// if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_root_version: Option<u64>,
 }
 
 /// What a device has, for people and for rollouts to filter by.
@@ -93,8 +113,8 @@ pub struct EnrollResponse {
     pub certificate_pem: String,
     /// The fleet's CA, PEM: what the control plane's certificate is checked against from now on.
     pub ca_pem: String,
-    /// The registry repository's first trusted root, byte for byte, base64; empty while the
-    /// control plane has none.
+    /// The registry repository's root that trust is to begin with, byte for byte, base64; empty while
+    /// the control plane has none.
     pub registry_root: String,
     /// The director repository's first trusted root, byte for byte, base64.
     pub director_root: String,

@@ -101,8 +101,8 @@ pub(crate) fn admit(
     let actor = format!("{id} (device)");
     act::append(tx, &actor, "device.enroll", id, Outcome::Completed, detail)?;
     director.ensure_root(tx, now_s)?;
-    // The first root: a device walks the chain from there to the newest by itself.
-    let registry_root = mirror::file(tx, "1.root.json")?.unwrap_or_default();
+    // The root of the token: a device walks the chain from there to the newest by itself.
+    let registry_root = mirror::root(tx, request.registry_root_version)?;
     let director_root = director::root(tx, Some(1))?.unwrap_or_default();
     Ok(EnrollResponse {
         device_id: id.clone(),

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::auth::Operator;
 use crate::body::Body;
 use crate::failure::Failure;
-use crate::{act, fleet, groups, hand_in, join, now_s, reports, rollout, witness};
+use crate::{act, fleet, groups, hand_in, join, mirror, now_s, reports, rollout, witness};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -214,10 +214,11 @@ pub(crate) async fn make_join_token(
         let detail = json!({
             "join_token": id, "note": note, "expires_s": expires_s, "groups": groups,
         });
-        Ok(((id, secret, expires_s), detail))
+        Ok(((id, secret, expires_s, mirror::root_pin(tx)?), detail))
     });
-    let (id, secret, expires_s) = made.await?;
-    let token = JoinToken { url: app.device_url.clone(), ca_sha256: app.ca.sha256(), secret };
+    let (id, secret, expires_s, registry_root) = made.await?;
+    let (url, ca_sha256) = (app.device_url.clone(), app.ca.sha256());
+    let token = JoinToken { url, ca_sha256, secret, registry_root };
     Ok(MadeJoinToken { id, token: token.encode(), expires_s })
 }
 

@@ -263,6 +263,7 @@ pub fn enroll_request(secret: &str, name: &str, key: &KeyPair, audit_key: &[u8])
             cpus: 4,
             memory_bytes: 1 << 30,
         },
+        registry_root_version: None,
     }
 }
 
