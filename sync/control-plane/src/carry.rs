@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use fulmar_policy::audit::{AuditKey, Outcome};
@@ -48,14 +49,14 @@ pub(crate) fn export(config: &Config, wanted: Wanted, out: &Path) -> anyhow::Res
     let dir = &config.dir;
     let store = open_store(dir)?;
     let blobs = Blobs::open(dir, config.blob_bytes_max)?;
-    let director = Director::open(dir)?;
-    let signer = Director::open(dir)?;
+    let director = Arc::new(Director::open(dir)?);
+    let signer = Arc::clone(&director);
     let there: BTreeMap<Digest, u64> = blobs.list()?.into_iter().collect();
     let groups = wanted.groups.clone();
     let (header, devices) = store
         .write_blocking(move |tx| header(tx, &director, &wanted, &there))
         .context("collect what the devices should hold")?;
-    bundle::write(out, &header, &blobs, signer.key())?;
+    bundle::write(out, &header, &blobs, signer.key().last_in_force().key())?;
     Ok(Exported {
         devices,
         groups,

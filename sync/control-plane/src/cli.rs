@@ -34,6 +34,9 @@ enum Command {
     Admit(Admit),
     /// Take in a file that a device without a link wrote (`fulmar bundle report`).
     Reports(Reports),
+    /// Replace the director's key by a new one: devices follow when they next ask. Works beside a
+    /// serving control plane.
+    RotateDirectorKey(RotateDirectorKey),
     /// Free the files of old releases that no device and no deployment wants.
     Gc(Gc),
 }
@@ -49,6 +52,16 @@ struct Gc {
     /// Only say what would be freed.
     #[arg(long)]
     dry_run: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct RotateDirectorKey {
+    /// The state directory.
+    #[arg(long)]
+    dir: PathBuf,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -163,6 +176,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Group(args) => group::run(&args),
         Command::Admit(args) => admit(&args),
         Command::Reports(args) => reports(&args),
+        Command::RotateDirectorKey(args) => rotate_director_key(&args),
         Command::Gc(args) => collect(args),
     }
 }
@@ -239,6 +253,21 @@ fn admit(args: &Admit) -> anyhow::Result<ExitCode> {
     } else {
         println!("device {device_id} is a member; carry {} to it:", args.out.display());
         println!("fulmar enroll JOIN_TOKEN --answer {}", args.out.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rotate_director_key(args: &RotateDirectorKey) -> anyhow::Result<ExitCode> {
+    let rotated = crate::rotate_director_key(&args.dir)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&rotated)?);
+    } else {
+        let (old, new) = (&rotated.old_key_id[..12], &rotated.new_key_id[..12]);
+        println!("the director's key is {new} now, no longer {old}");
+        println!(
+            "devices follow by root version {} when they next check in, or take a bundle",
+            rotated.root_version
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

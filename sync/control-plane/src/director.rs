@@ -9,10 +9,11 @@
 use std::path::Path;
 
 use fulmar_registry::Digest;
-use fulmar_registry::trust::director::{DirectorEntry, DirectorSigner, Minting};
-use fulmar_registry::trust::{self, Active, Ed25519Key, KeyError, SigningKey};
+use fulmar_registry::trust::director::{DirectorEntry, Minting};
+use fulmar_registry::trust::{self, Active, KeyError};
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
+use crate::director_key::DirectorKey;
 use crate::failure::Failure;
 use crate::files;
 use crate::number::{from_sql, to_sql};
@@ -23,7 +24,7 @@ const EXPIRES_S: i64 = 14 * 86_400;
 /// Age at which metadata is minted anew although nothing changed, in seconds.
 const RENEW_S: i64 = 86_400;
 /// How long a root is good, in seconds.
-const ROOT_EXPIRES_S: i64 = 3 * 365 * 86_400;
+pub(crate) const ROOT_EXPIRES_S: i64 = 3 * 365 * 86_400;
 /// A root with less time left than this gets a successor, in seconds.
 const ROOT_RENEW_S: i64 = 2 * 365 * 86_400;
 
@@ -41,7 +42,7 @@ pub enum DirectorError {
 /// The director of this fleet.
 #[derive(Debug)]
 pub(crate) struct Director {
-    signer: DirectorSigner<Ed25519Key>,
+    key: DirectorKey,
 }
 
 /// One device's metadata as it stands.
@@ -57,20 +58,17 @@ pub(crate) struct Minted {
 impl Director {
     /// Makes the key `director.key` in `dir`.
     pub(crate) fn create(dir: &Path) -> Result<(), DirectorError> {
-        let key = Ed25519Key::generate()?;
-        files::write_secret(&dir.join("director.key"), key.to_pem().as_bytes())?;
-        Ok(())
+        DirectorKey::create(dir)
     }
 
-    /// Opens the key that [`Director::create`] made.
+    /// Opens the key that [`Director::create`] made, or the one that replaced it.
     pub(crate) fn open(dir: &Path) -> Result<Self, DirectorError> {
-        let text = files::read_text(&dir.join("director.key"))?;
-        Ok(Self { signer: DirectorSigner::new(Ed25519Key::from_file_text(&text, None)?) })
+        Ok(Self { key: DirectorKey::open(dir)? })
     }
 
-    /// The online key, for bundles.
-    pub(crate) fn key(&self) -> &dyn SigningKey {
-        self.signer.key()
+    /// The online key.
+    pub(crate) fn key(&self) -> &DirectorKey {
+        &self.key
     }
 
     /// Makes sure that there is a root with enough time left.
@@ -88,9 +86,10 @@ impl Director {
         let (version, bytes) = match last {
             Some((_, until_s, _)) if until_s - now_s > ROOT_RENEW_S => return Ok(()),
             Some((version, _, bytes)) => {
-                (version + 1, self.signer.next_root(&bytes, None, expires_s).map_err(fail)?)
+                let signer = self.key.in_force(tx)?;
+                (version + 1, signer.next_root(&bytes, None, expires_s).map_err(fail)?)
             }
-            None => (1, self.signer.root(expires_s).map_err(fail)?),
+            None => (1, self.key.in_force(tx)?.root(expires_s).map_err(fail)?),
         };
         tx.execute(
             "INSERT INTO director_root (version, expires_s, bytes) VALUES (?1, ?2, ?3)",
@@ -122,8 +121,8 @@ impl Director {
             expires_s: now_s + EXPIRES_S,
         };
         let entries = entries(tx, device_id)?;
-        let set = self
-            .signer
+        let signer = self.key.in_force(tx)?;
+        let set = signer
             .mint(device_id, &entries, minting)
             .map_err(|e| Failure::internal("sign a device's desired state", e))?;
         tx.execute(

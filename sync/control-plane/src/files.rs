@@ -48,6 +48,22 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     create(path, bytes, 0o644)
 }
 
+/// Removes a file, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::Write { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts one file in the place of another, durably.
+pub(crate) fn replace(from: &Path, to: &Path) -> Result<(), FileError> {
+    let fail = |source| FileError::Write { path: to.to_owned(), source };
+    std::fs::rename(from, to).and_then(|()| sync_parent(to)).map_err(fail)
+}
+
 fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let fail = |source| FileError::Write { path: path.to_owned(), source };
     let mut file =

@@ -15,10 +15,15 @@ use plane::{Plane, check_in, code, holds, now_s};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-/// Runs the trust client against the server, as a device does.
+/// Runs the trust client against the server, as a device does that just joined.
 async fn refresh(device: &plane::Device, repo: Repo, root: &str) -> Trusted {
     let root = STANDARD.decode(root).unwrap();
-    let trusted = Trusted::from_root(repo, root).unwrap();
+    go_on(device, Trusted::from_root(repo, root).unwrap()).await
+}
+
+/// Refreshes what a device trusts.
+async fn go_on(device: &plane::Device, trusted: Trusted) -> Trusted {
+    let repo = trusted.repo();
     let mut refresh = Refresh::new(trusted, now_s()).scope(Scope::Everything);
     while let Some(want) = refresh.next() {
         let answer = device.get(&format!("{}/{}", repo.as_str(), want.file_name)).await;
@@ -86,6 +91,92 @@ async fn a_deployment_reaches_a_device_and_both_repositories_admit_it() {
         (&device["state"], &device["models"][0]["state"]),
         (&json!("online"), &json!("active"))
     );
+    assert_eq!(plane.get("/api/v1/audit/verify").await["verified"], true);
+}
+
+#[tokio::test]
+async fn a_join_token_names_the_owners_newest_root_and_the_device_gets_that_one() {
+    let plane = Plane::start().await;
+    plane.publish(1, b"weights").await;
+    let early = plane.join_token().await.registry_root.unwrap();
+    let first = plane.owner.repository.first_root().unwrap();
+    assert_eq!((early.version, early.sha256), (1, Digest::of(&first).hex()));
+    // The owner rotates; tokens made before still lead to the root that they name.
+    plane.owner.repository.renew("root", now_s()).unwrap();
+    plane.publish(2, b"more weights").await;
+    let token = plane.join_token().await;
+    let named = token.registry_root.clone().unwrap();
+    assert_eq!(named.version, 2);
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let mut request = plane::enroll_request(&token.secret, "pump-7", &key, &[7; 32]);
+    let anonymous = plane::client(plane.ca(), None);
+    let post = |request| {
+        anonymous.post(format!("{}/device/v1/enroll", plane.device_url)).json(&request).send()
+    };
+    request.registry_root_version = Some(9);
+    let refused = post(request.clone()).await.unwrap();
+    assert_eq!(code(refused).await, (409, "registry_root_unknown".into()));
+    for (version, digest) in [(2, named.sha256), (1, Digest::of(&first).hex())] {
+        let secret = plane.join_token().await.secret;
+        let wanted = fulmar_protocol::EnrollRequest {
+            secret: if version == 2 { token.secret.clone() } else { secret },
+            registry_root_version: Some(version),
+            ..request.clone()
+        };
+        let joined: fulmar_protocol::EnrollResponse =
+            post(wanted).await.unwrap().json().await.unwrap();
+        let root = STANDARD.decode(joined.registry_root).unwrap();
+        assert_eq!(Digest::of(&root).hex(), digest, "version {version}");
+    }
+}
+
+#[tokio::test]
+async fn devices_follow_the_director_to_another_key() {
+    let mut plane = Plane::start().await;
+    let digest = plane.publish(1, b"weights").await;
+    let device = plane.device("pump-7").await;
+    plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
+    let before = device.check_in(&check_in(0)).await;
+    let registry = refresh(&device, Repo::Registry, &device.joined.registry_root).await;
+    let director = refresh(&device, Repo::Director, &device.joined.director_root).await;
+
+    let dir = plane.report.dir.clone();
+    let key_file = dir.join("director.key");
+    let old = std::fs::read(&key_file).unwrap();
+    let rotate = move || fulmar_control::rotate_director_key(&dir).unwrap();
+    let rotated = tokio::task::spawn_blocking(rotate).await.unwrap();
+    assert_eq!(rotated.root_version, 2);
+    assert_ne!(std::fs::read(&key_file).unwrap(), old);
+
+    // The serving control plane takes it up, and says that there is something new.
+    let after = device.check_in(&check_in(before.generation)).await;
+    assert_eq!(after.generation, before.generation);
+    assert!(after.director_timestamp_version > before.director_timestamp_version);
+    let followed = go_on(&device, director).await;
+    let keys: Vec<_> = followed.root().keys.keys().cloned().collect();
+    assert_eq!((followed.root_version(), keys), (2, vec![rotated.new_key_id.clone()]));
+    assert_eq!(followed.targets_version(), Some(before.generation));
+    let admission = Admission { now_s: now_s(), device_id: Some(&device.id), release_floor: None };
+    let admitted = admit(&registry, &followed, "acme/tiny/v1.json", &admission).unwrap();
+    assert_eq!(admitted.digest(), digest);
+    // So does one that joined long ago, and one that joins now.
+    let late = plane.device("pump-8").await;
+    for device in [&device, &late] {
+        let fresh = refresh(device, Repo::Director, &device.joined.director_root).await;
+        assert_eq!(fresh.root_version(), 2);
+    }
+
+    // A crash between the database and the files: the next start completes it.
+    plane.stop().await;
+    std::fs::rename(&key_file, plane.report.dir.join("director.next.key")).unwrap();
+    std::fs::write(&key_file, &old).unwrap();
+    plane.serve().await;
+    plane.publish(2, b"other weights").await;
+    plane.post("/api/v1/deployments", json!({ "model": "acme/tiny:v1", "devices": "all" })).await;
+    let device = plane::Device { url: plane.device_url.clone(), ..device };
+    let again = go_on(&device, followed).await;
+    assert!(again.targets_version() > Some(before.generation));
+    assert_ne!(std::fs::read(&key_file).unwrap(), old, "the file was put in place");
     assert_eq!(plane.get("/api/v1/audit/verify").await["verified"], true);
 }
 
