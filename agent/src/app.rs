@@ -7,6 +7,7 @@ use fulmar_policy::Policy;
 use fulmar_policy::budget::Meter;
 use fulmar_policy::token::Verifier;
 use fulmar_registry::Standing;
+use fulmar_registry::catalog::CatalogError;
 use fulmar_registry::trust::TrustError;
 use tokio_util::task::TaskTracker;
 
@@ -107,7 +108,12 @@ impl App {
     /// [`ModelError`].
     pub(crate) async fn loaded(&self, name: &str) -> Result<Arc<LoadedModel>, ModelError> {
         let loaded = self.models.loaded(name, &self.standing(), self.state.clock().now_s()).await;
-        if !matches!(loaded, Err(ModelError::Verify { .. })) {
+        let broken = match &loaded {
+            Err(ModelError::Verify { .. }) => true,
+            Err(ModelError::Store(error)) => matches!(error, CatalogError::Damaged { .. }),
+            _ => false,
+        };
+        if !broken {
             return loaded;
         }
         self.link.repair();

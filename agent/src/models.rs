@@ -202,13 +202,8 @@ impl Models {
     /// The full name that a request's name stands for: the name itself, or the one active model
     /// that it is the beginning of (`fulmar/demo`, `demo`). A digest after `@` stays.
     pub(crate) async fn resolve(&self, name: &str) -> Result<String, ModelError> {
-        let active: Vec<String> = self
-            .installed()
-            .await?
-            .into_iter()
-            .filter(|model| model.slot == Some(Slot::Active))
-            .map(|model| model.name)
-            .collect();
+        let active: Vec<String> =
+            self.store.read(catalog::active_names).await.map_err(ModelError::Store)?;
         let exact = name
             .parse::<ModelRef>()
             .map(|reference| reference.name.to_string())

@@ -24,6 +24,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the running time is noted; a power cut loses so much of it.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The mark of a standing that could not be read: no other is like it.
+const UNREADABLE: &str = "unreadable";
+
 /// The standing in force.
 #[derive(Debug)]
 pub(crate) struct Current {
@@ -32,12 +35,20 @@ pub(crate) struct Current {
 }
 
 impl Current {
-    /// As it is stored.
+    /// As it is stored. By trust that was damaged nothing runs; the agent lives all the same, so
+    /// that the link can mend it.
     ///
     /// # Errors
-    /// [`TrustError`]: by a state of trust that does not verify, nothing is served.
+    /// [`TrustError`], of the database.
     pub(crate) fn open(store: Store) -> Result<Self, TrustError> {
-        let now = store.read_blocking(read)?;
+        let now = match store.read_blocking(read) {
+            Err(error) if error.is_damage() => {
+                let standing = Standing::unreadable(&error);
+                tracing::error!(%error, "the state of trust cannot be read: no model runs");
+                (UNREADABLE.to_owned(), Arc::new(standing))
+            }
+            read => read?,
+        };
         Ok(Self { store, now: RwLock::new(now) })
     }
 
@@ -58,6 +69,7 @@ impl Current {
     }
 
     async fn read_unless(&self, known: String) -> bool {
+        let told = known == UNREADABLE;
         let changed: Result<_, TrustError> = self
             .store
             .read(move |connection| match standing::mark(connection)? == known {
@@ -71,6 +83,7 @@ impl Current {
                 *self.now.write().unwrap_or_else(PoisonError::into_inner) = now;
                 true
             }
+            Err(_) if told => false,
             Err(error) => {
                 tracing::error!(%error, "the state of trust cannot be read");
                 false

@@ -23,7 +23,9 @@ use crate::{Digest, ModelName, ModelRef};
 
 mod query;
 
-pub use query::{Filter, Installed, blobs_in_use, failures, find, list, slot};
+pub use query::{
+    DamagedRow, Filter, Installed, active_names, blobs_in_use, damaged, failures, find, list, slot,
+};
 
 /// The catalog's tables.
 pub const SCHEMA: Schema = Schema {
@@ -197,7 +199,8 @@ pub struct RolledBack {
 }
 
 /// Installs a release whose blobs are complete. It becomes the candidate of its name unless it
-/// has a slot already; installing what is installed changes who says so, nothing else.
+/// has a slot already; installing what is installed changes who says so, and writes anew what was
+/// damaged.
 ///
 /// # Errors
 /// [`CatalogError::BlobMissing`], [`CatalogError::Older`].
@@ -224,7 +227,8 @@ pub fn install(
         "INSERT INTO model (name, digest, release, manifest, authority, signature, installed_at_s)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT (name, digest) DO UPDATE
-         SET authority = excluded.authority, signature = excluded.signature",
+         SET release = excluded.release, manifest = excluded.manifest,
+             authority = excluded.authority, signature = excluded.signature",
         rusqlite::params![
             name.to_string(),
             digest,

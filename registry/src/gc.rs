@@ -151,6 +151,8 @@ pub fn plan(connection: &Connection, blobs: &Blobs, keep: &Keep) -> Result<Garba
         all.into_iter().partition(|model| is_garbage(model, keep));
     let mut wanted = keep.blobs.clone();
     wanted.extend(kept.iter().flat_map(|model| &model.manifest.files).map(|file| file.digest));
+    // A damaged row keeps its files: they are good, and wanted when it is written anew.
+    wanted.extend(catalog::damaged(connection)?.into_iter().flat_map(|row| row.blobs));
     let unwanted = |list: Vec<(Digest, u64)>| {
         list.into_iter().filter(|(digest, _)| !wanted.contains(digest)).collect()
     };

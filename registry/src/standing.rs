@@ -45,6 +45,15 @@ pub enum Barred {
         /// The policy that says so.
         policy_version: u64,
     },
+    /// What the owner and the fleet said cannot be read.
+    #[error(
+        "the state of trust on this device cannot be read ({reason}), and without it nobody says \
+         what may run; let the device sync (`fulmar sync`), import a bundle, or enroll it again"
+    )]
+    Unreadable {
+        /// What is damaged.
+        reason: String,
+    },
     /// The device has not heard of its fleet for longer than the policy allows.
     #[error(
         "this device has heard nothing new from its fleet for {silent_s} s, the owner's policy \
@@ -73,9 +82,31 @@ pub struct Standing {
     heard_s: Option<i64>,
     /// Seconds that the agent was running since then.
     ran_s: u64,
+    /// Why nothing may run, where trust cannot be read.
+    unreadable: Option<String>,
 }
 
 impl Standing {
+    /// Of a device whose trust cannot be read: nothing runs, whatever it is, until it was mended.
+    /// Requests are judged by the built-in policy.
+    #[must_use]
+    pub fn unreadable(error: &TrustError) -> Self {
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            reason.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        Self {
+            policy: Policy::builtin().into(),
+            policy_digest: None,
+            device_id: None,
+            heard_s: None,
+            ran_s: 0,
+            unreadable: Some(reason),
+        }
+    }
+
     /// As it is stored.
     ///
     /// # Errors
@@ -92,7 +123,8 @@ impl Standing {
             None => 0,
         };
         let device_id = director.and_then(|director| director.device_id().map(str::to_owned));
-        Ok(Self { policy: policy.into(), policy_digest, device_id, heard_s, ran_s })
+        let policy = policy.into();
+        Ok(Self { policy, policy_digest, device_id, heard_s, ran_s, unreadable: None })
     }
 
     /// The policy in force.
@@ -127,6 +159,9 @@ impl Standing {
     /// # Errors
     /// [`Barred::Device`], [`Barred::Offline`].
     pub fn check_device(&self, now_s: i64) -> Result<(), Barred> {
+        if let Some(reason) = &self.unreadable {
+            return Err(Barred::Unreadable { reason: reason.clone() });
+        }
         let policy_version = self.policy.version();
         if let Some(device) = &self.device_id
             && let Some(reason) = self.policy.revoked().devices.get(device)
@@ -178,9 +213,10 @@ impl Standing {
 /// not keep a device going for ever.
 pub(crate) fn heard_s(director: &Trusted, registry: Option<&Trusted>) -> i64 {
     let director_s = director.signed_at_s().unwrap_or(0);
-    match registry.and_then(Trusted::expires_s) {
-        Some(expires_s) => director_s.min(expires_s),
-        None => director_s,
+    match registry {
+        // Damage makes nothing last longer.
+        Some(registry) if registry.lost_something() => 0,
+        registry => registry.and_then(Trusted::expires_s).map_or(director_s, |s| director_s.min(s)),
     }
 }
 

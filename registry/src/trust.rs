@@ -14,6 +14,7 @@
 
 mod admit;
 mod canonical;
+mod damaged;
 mod date;
 pub mod director;
 mod envelope;
@@ -36,6 +37,7 @@ mod trusted;
 
 pub use admit::{Active, Admission, Admitted, Refused, ReleaseFloor, admit, release_floor};
 pub use canonical::{NotCanonical, to_vec as canonical_json};
+pub use damaged::Beginning;
 pub use date::Date;
 pub use error::TrustError;
 pub use explain::{Finding, Severity, explain};
@@ -47,8 +49,8 @@ pub use metadata::{
 };
 pub use pin::RootPin;
 pub use policy::{
-    HeldPolicy, NamedPolicy, POLICY_BYTES_MAX, POLICY_PATH, PolicyRefused, SignedPolicy,
-    held_policy, held_policy_digest,
+    HeldPolicy, NamedPolicy, POLICY_BYTES_MAX, POLICY_PATH, PolicyFloor, PolicyRefused,
+    SignedPolicy, held_policy, held_policy_digest, policy_floor,
 };
 pub use refresh::{Fetched, Limits, Refresh, Scope, Want};
 pub use signing::{CommandKey, Ed25519Key, KeyError, SigningKey};

@@ -13,7 +13,7 @@ use fulmar_protocol::{
 };
 use fulmar_registry::bundle::{Bundle, BundleError, Header};
 use fulmar_registry::catalog::CatalogError;
-use fulmar_registry::trust::{Repo, TrustError, Trusted};
+use fulmar_registry::trust::{Repo, TrustError};
 use fulmar_registry::{BlobError, Digest, Manifest, Registry, gc, manifest};
 use fulmar_store::StoreError;
 use serde::Serialize;
@@ -135,13 +135,9 @@ async fn check_maker(
     device_id: &str,
     bundle: &Bundle,
 ) -> Result<(), CarryError> {
-    let (director, seen) = registry
-        .store()
-        .read(|connection| {
-            let director = Trusted::load(connection, Repo::Director).map_err(Box::new)?;
-            Ok::<_, CarryError>((director, state::bundle_seen(connection)?))
-        })
-        .await?;
+    let seen = registry.store().read(|c| Ok::<_, CarryError>(state::bundle_seen(c)?)).await?;
+    let source = Source::Bundle { header: bundle.header(), device_id };
+    let director = crate::refresh::load(source, registry.store(), Repo::Director).await?;
     let director = director.ok_or(RefreshError::NoRoot { repo: Repo::Director.as_str() })?;
     bundle.check_signature(director, device_id, clock.now_s())?;
     Ok(bundle.check_serial(seen)?)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_registry::blobs::{Donors, Expected};
-use fulmar_registry::catalog::{self, CatalogError, Filter};
+use fulmar_registry::catalog::{self, CatalogError, DamagedRow, Filter};
 use fulmar_registry::gc::{self, Garbage, GcError, Keep};
 use fulmar_registry::trust::Admitted;
 use fulmar_registry::{
@@ -158,7 +158,7 @@ pub(crate) fn actual(
     connection: &rusqlite::Connection,
     blobs: &Blobs,
 ) -> Result<Actual, CatalogError> {
-    let held = catalog::list(connection, &Filter::default())?
+    let mut held: Vec<Held> = catalog::list(connection, &Filter::default())?
         .into_iter()
         .map(|model| {
             let complete =
@@ -176,7 +176,23 @@ pub(crate) fn actual(
             }
         })
         .collect();
+    held.extend(catalog::damaged(connection)?.into_iter().filter_map(damaged));
     Ok(Actual { held, failed: catalog::failures(connection)? })
+}
+
+/// What is left of a release whose row is damaged: to be installed again, or removed.
+fn damaged(row: DamagedRow) -> Option<Held> {
+    Some(Held {
+        name: row.name.parse().ok()?,
+        digest: row.digest?,
+        slot: row.slot,
+        files: Files::Missing,
+        origin: match row.authority {
+            Some(Authority::LocalOwner { .. }) => Origin::Local,
+            _ => Origin::Fleet,
+        },
+        pinned: row.pinned,
+    })
 }
 
 impl Reconciler {

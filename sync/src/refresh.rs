@@ -7,7 +7,7 @@ use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_registry::Digest;
 use fulmar_registry::bundle::Header;
 use fulmar_registry::trust::{
-    self, Fetched, HeldPolicy, NamedPolicy, POLICY_PATH, PolicyRefused, Refresh, Repo, RootPin,
+    self, Beginning, Fetched, NamedPolicy, POLICY_PATH, PolicyRefused, Refresh, Repo, RootPin,
     Scope, SignedPolicy, TrustError, Trusted, Want,
 };
 use fulmar_store::{Store, StoreError};
@@ -301,13 +301,19 @@ async fn new_policy(
     now_s: i64,
 ) -> Result<Option<SignedPolicy>, RefreshError> {
     let Some(named) = registry.named_policy(now_s)? else { return Ok(None) };
-    let held: Option<HeldPolicy> =
-        store.read(|c| trust::held_policy(c).map_err(RefreshError::trust(Repo::Registry))).await?;
+    let (held, floor) = store
+        .read(|c| {
+            let refuse = RefreshError::trust(Repo::Registry);
+            let floor = trust::policy_floor(c).map_err(&refuse)?;
+            // A damaged one is fetched again.
+            Ok::<_, RefreshError>((trust::held_policy(c).ok().flatten(), floor))
+        })
+        .await?;
     if named.is_held(held.as_ref()) {
         return Ok(None);
     }
     let bytes = source.policy(&named).await?;
-    Ok(Some(named.accept(bytes, held.as_ref())?))
+    Ok(Some(named.accept(bytes, floor)?))
 }
 
 fn take_policy(
@@ -352,10 +358,7 @@ async fn advance(
     repo: Repo,
     owner: Option<&Trusted>,
 ) -> Result<Trusted, RefreshError> {
-    let trusted: Option<Trusted> = store
-        .read(move |connection| Trusted::load(connection, repo).map_err(RefreshError::trust(repo)))
-        .await?;
-    let trusted = match trusted {
+    let trusted = match load(source, store, repo).await? {
         Some(trusted) => trusted,
         None => first_root(source, store, clock, repo).await?,
     };
@@ -377,6 +380,35 @@ async fn advance(
             Err(error)
         }
     }
+}
+
+/// What is trusted; where its root was damaged, trust as it begins again.
+pub(crate) async fn load(
+    source: Source<'_>,
+    store: &Store,
+    repo: Repo,
+) -> Result<Option<Trusted>, RefreshError> {
+    let loaded: Result<_, RefreshError> = store
+        .read(move |connection| Trusted::load(connection, repo).map_err(RefreshError::trust(repo)))
+        .await;
+    let damage = match loaded {
+        Err(RefreshError::Trust { source, .. }) if source.is_damage() => source,
+        loaded => return loaded,
+    };
+    let refuse = RefreshError::trust(repo);
+    let beginning =
+        store.read(move |c| Beginning::of(c, repo).map_err(RefreshError::trust(repo))).await?;
+    let Some(beginning) = beginning else { return Err(refuse(*damage)) };
+    let file_name = beginning.file_name.clone();
+    let want = Want { file_name, length_max: ROOT_BYTES_MAX };
+    let Fetched::Found(root) = source.metadata(repo, &want).await? else {
+        return Err(refuse(*damage));
+    };
+    tracing::warn!(repo = repo.as_str(), error = %damage, "trust begins again with its first root");
+    store
+        .read(move |c| beginning.again(c, repo, root).map_err(RefreshError::trust(repo)))
+        .await
+        .map(Some)
 }
 
 /// The registry's first root, where trust in it was forgotten since this device joined: the one that

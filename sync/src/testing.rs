@@ -69,6 +69,7 @@ pub(crate) struct ControlPlane {
     director: DirectorSigner<Ed25519Key>,
     repository: Repository,
     task: tokio::task::JoinHandle<()>,
+    enrolling: Arc<Enrolling>,
     dir: tempfile::TempDir,
     entries: Mutex<Vec<DirectorEntry>>,
 }
@@ -116,7 +117,10 @@ impl ControlPlane {
             director_root: director.root(now_s() + 86_400).unwrap(),
             issuer,
         });
-        let task = tokio::spawn(serve(listener, acceptor, Arc::clone(&script), enrolling));
+        let director_root = enrolling.director_root.clone();
+        script.lock().unwrap().metadata.insert("director/1.root.json".to_owned(), director_root);
+        let task =
+            tokio::spawn(serve(listener, acceptor, Arc::clone(&script), Arc::clone(&enrolling)));
         let plane = Self {
             script,
             address,
@@ -125,6 +129,7 @@ impl ControlPlane {
             director,
             repository,
             task,
+            enrolling,
             dir,
             entries: Mutex::default(),
         };
@@ -144,6 +149,17 @@ impl ControlPlane {
             registry_root: self.script().token_pin.clone(),
         }
         .encode()
+    }
+
+    /// The answer to a request that came by file.
+    pub(crate) fn answer(&self, request: &EnrollRequest) -> Vec<u8> {
+        let response = enrolled(request, &self.enrolling, &self.script());
+        let response = serde_json::from_slice(&response).unwrap();
+        let sign = |words: &[u8]| {
+            rcgen::SigningKey::sign(self.enrolling.issuer.key(), words).map(hex::encode)
+        };
+        let answer = fulmar_protocol::EnrollAnswerFile::make(&response, sign).unwrap();
+        serde_json::to_vec(&answer).unwrap()
     }
 
     /// All that the device would fetch now, in one file.

@@ -158,6 +158,28 @@ async fn a_control_plane_in_an_attackers_hand_brings_no_owner_of_his_own_at_enro
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_by_file_brings_no_other_owner_either() {
+    let plane = ControlPlane::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    let enrollment = device.enrollment(&plane.token());
+    let request = crate::enroll_request(&enrollment).unwrap().request;
+    assert_eq!(request.registry_root_version, Some(1));
+    let join = |answer: Vec<u8>| {
+        let (store, clock, enrollment) =
+            (device.registry.store().clone(), device.clock.clone(), enrollment.clone());
+        async move { crate::enroll_by_answer(&store, clock, &enrollment, &answer).await }
+    };
+    plane.script().registry_root = Some(ControlPlane::start().await.owners_root());
+    let refused = join(plane.answer(&request)).await.unwrap_err();
+    assert!(refused.to_string().contains("names root version 1"), "{refused}");
+    assert_eq!(trust_of_registry(&device), None);
+    plane.script().registry_root = None;
+    join(plane.answer(&request)).await.unwrap();
+    assert_eq!(trust_of_registry(&device), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_root_that_was_rotated_between_token_and_enrolment_is_followed_from_the_named_one() {
     let plane = ControlPlane::start().await;
     let pin = plane.rotate_root();
@@ -556,4 +578,92 @@ async fn a_bundle_brings_what_the_network_would_and_an_older_one_undoes_nothing(
     let others = crate::import_bundle(&device.registry, &device.clock, "d-2", &newer).await;
     assert!(others.unwrap_err().to_string().contains("it is for d-1"));
     assert_eq!(active(&device), Some(2));
+}
+
+/// Flips a bit in a text or blob of one row.
+async fn spoil(
+    device: &Device,
+    table: &'static str,
+    column: &'static str,
+    condition: &'static str,
+) {
+    let work = move |tx: &rusqlite::Transaction<'_>| {
+        let sql = format!("SELECT {column} FROM {table} WHERE {condition}");
+        let mut bytes: Vec<u8> = tx.query_row(&sql, [], |row| row.get(0))?;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        let sql = format!("UPDATE {table} SET {column} = ?1 WHERE {condition}");
+        let changed = tx.execute(&sql, [bytes])?;
+        assert_eq!(changed, 1, "{table}");
+        Ok::<_, fulmar_store::StoreError>(())
+    };
+    device.registry.store().write(work).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bits_in_the_database_are_mended_by_the_link() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    plane.policy(serde_json::json!({}));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let running = Running::start(device.sync(Checked::Healthy));
+    running.until("the model", |s| s.generation_applied == 2).await;
+    running.end().await;
+    let loads = || device.registry.verified_model(&NAME.parse().unwrap()).map(drop);
+    loads().unwrap();
+    for (table, column, condition) in [
+        ("model", "manifest", "1"),
+        ("trust_role", "bytes", "repo = 'registry' AND role = 'timestamp'"),
+        ("trust_role", "bytes", "repo = 'director' AND role = 'snapshot'"),
+        ("trust_role", "bytes", "repo = 'registry' AND role = 'targets'"),
+        ("trust_role", "bytes", "repo = 'registry' AND role = 'root'"),
+        ("trust_role", "bytes", "repo = 'director' AND role = 'root'"),
+        ("trust_policy", "bytes", "1"),
+    ] {
+        spoil(&device, table, column, condition).await;
+        let place = format!("{table} {condition}");
+        let rests_on_it = table != "trust_role" || condition.ends_with("'root'");
+        assert_eq!(loads().is_err(), rests_on_it, "{place}");
+        let running = Running::start(device.sync(Checked::Healthy));
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let whole = |connection: &rusqlite::Connection| {
+            use fulmar_registry::trust::{Repo, Trusted, held_policy};
+            let trusted = |repo| {
+                Trusted::load(connection, repo).is_ok_and(|t| t.is_some_and(|t| !t.is_damaged()))
+            };
+            let trusted = trusted(Repo::Registry) && trusted(Repo::Director);
+            let rows = catalog::damaged(connection).is_ok_and(|rows| rows.is_empty());
+            Ok::<_, fulmar_store::StoreError>(trusted && rows && held_policy(connection).is_ok())
+        };
+        while !device.registry.store().read(whole).await.unwrap() || loads().is_err() {
+            assert!(tokio::time::Instant::now() < deadline, "{place}: {:?}", running.sync.status());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        running.end().await;
+        assert_eq!(active(&device), Some(1), "{place}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_mends_damaged_roots_where_there_is_no_link() {
+    let plane = ControlPlane::start().await;
+    let entry = plane.publish(NAME, 1, &weights(1_000));
+    plane.assign(vec![entry]);
+    let dir = tempfile::tempdir().unwrap();
+    let device = Device::open(dir.path());
+    device.enroll(&plane).await;
+    let id = crate::testing::DEVICE_ID;
+    let bundle = plane.bundle(&dir.path().join("1.bundle"));
+    crate::import_bundle(&device.registry, &device.clock, id, &bundle).await.unwrap();
+    for condition in ["repo = 'director' AND role = 'root'", "repo = 'registry' AND role = 'root'"]
+    {
+        spoil(&device, "trust_role", "bytes", condition).await;
+        let load = |c: &rusqlite::Connection| fulmar_registry::Standing::load(c).map(drop);
+        assert!(device.registry.store().read(load).await.is_err(), "{condition}");
+        crate::import_bundle(&device.registry, &device.clock, id, &bundle).await.unwrap();
+        device.registry.store().read(load).await.unwrap();
+    }
 }

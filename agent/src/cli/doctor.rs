@@ -214,26 +214,33 @@ fn models(state: &State, config: &Config) -> Vec<Check> {
         Ok(models) => models,
         Err(error) => return vec![check("models", Err(error.to_string()))],
     };
-    if models.is_empty() {
+    let damaged = state.store().read_blocking(catalog::damaged).unwrap_or_default();
+    if models.is_empty() && damaged.is_empty() {
         let said = "none installed; a fleet sends them, or `fulmar serve --model FILE.gguf`".into();
         return vec![Check { finding: Finding::Notice, what: "models", said }];
     }
-    models
-        .into_iter()
-        .map(|model| match (&model.failure, damage(&model, &blobs)) {
-            (Some(reason), _) => check("model", Err(format!("{} failed: {reason}", model.name()))),
-            (None, Some(advice)) => check("model", Err(advice)),
-            (None, None) => check(
-                "model",
-                Ok(format!(
-                    "{} is {}, by {}",
-                    model.name(),
-                    model.slot.map_or("installed", Slot::as_str),
-                    model.authority.describe()
-                )),
-            ),
-        })
-        .collect()
+    let damaged = damaged.into_iter().map(|row| {
+        let said = format!(
+            "{}: {}; its fleet sends it again by itself (`fulmar sync`); a model of this device's \
+             own is pulled again, or removed (`fulmar rm`)",
+            row.name, row.reason
+        );
+        check("model", Err(said))
+    });
+    let models = models.into_iter().map(|model| match (&model.failure, damage(&model, &blobs)) {
+        (Some(reason), _) => check("model", Err(format!("{} failed: {reason}", model.name()))),
+        (None, Some(advice)) => check("model", Err(advice)),
+        (None, None) => check(
+            "model",
+            Ok(format!(
+                "{} is {}, by {}",
+                model.name(),
+                model.slot.map_or("installed", Slot::as_str),
+                model.authority.describe()
+            )),
+        ),
+    });
+    models.chain(damaged).collect()
 }
 
 /// What is wrong with a model's files, and what to do.

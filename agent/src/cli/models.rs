@@ -190,20 +190,28 @@ pub(crate) fn rm(place: &Place, args: &RmArgs) -> anyhow::Result<ExitCode> {
     state.policy()?.decide(&principal, Action::ModelRemove, &args.name.0.name.to_string())?;
     let (reference, at_s) = (args.name.0.clone(), state.clock().now_s());
     let removed = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
-        let found: Result<_, CatalogError> = catalog::find(tx, &reference);
-        let found = found?;
-        catalog::remove(tx, found.name(), &found.digest)?;
+        let digest = match catalog::find(tx, &reference) {
+            Ok(found) => found.digest,
+            // What is left of a release whose row is damaged goes, too.
+            Err(CatalogError::Damaged { .. }) => match reference.digest {
+                Some(digest) => digest,
+                None => catalog::slot(tx, &reference.name, Slot::Active)?
+                    .with_context(|| format!("remove {}: it is not active", reference.name))?,
+            },
+            Err(error) => return Err(error.into()),
+        };
+        catalog::remove(tx, &reference.name, &digest)?;
         let event = Event {
             at_s,
             actor: &principal.audit_name(),
             action: Action::ModelRemove.as_str(),
-            resource: &found.name().to_string(),
+            resource: &reference.name.to_string(),
             outcome: Outcome::Completed,
             opened: None,
-            detail: json!({ "digest": found.digest.to_string() }),
+            detail: json!({ "digest": digest.to_string() }),
         };
         state::record(tx, &event)?;
-        Ok(format!("{}@{}", found.name(), found.digest))
+        Ok(format!("{}@{digest}", reference.name))
     })?;
     state.sign_audit_log_blocking()?;
     println!("removed {removed}");

@@ -164,6 +164,7 @@ impl From<ModelError> for ApiError {
                     Barred::Model { .. } => "model_revoked",
                     Barred::Device { .. } => "device_revoked",
                     Barred::Offline { .. } => "offline_too_long",
+                    Barred::Unreadable { .. } => "trust_unreadable",
                 };
                 Self::new(StatusCode::FORBIDDEN, code, text)
             }

@@ -111,45 +111,124 @@ const SELECT: &str = "
     LEFT JOIN model_failure
            ON model_failure.name = model.name AND model_failure.digest = model.digest";
 
-type Raw = (String, Digest, Vec<u8>, String, Vec<u8>, i64, i64, Option<String>, Option<String>);
+struct Raw {
+    name: String,
+    digest: Digest,
+    manifest: Vec<u8>,
+    authority: String,
+    signature: Vec<u8>,
+    installed_at_s: i64,
+    pinned: i64,
+    slot: Option<String>,
+    failure: Option<String>,
+}
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    Ok((
-        row.get(0)?,
-        row.get(1)?,
-        row.get(2)?,
-        row.get(3)?,
-        row.get(4)?,
-        row.get(5)?,
-        row.get(6)?,
-        row.get(7)?,
-        row.get(8)?,
-    ))
+    Ok(Raw {
+        name: row.get(0)?,
+        digest: row.get(1)?,
+        manifest: row.get(2)?,
+        authority: row.get(3)?,
+        signature: row.get(4)?,
+        installed_at_s: row.get(5)?,
+        pinned: row.get(6)?,
+        slot: row.get(7)?,
+        failure: row.get(8)?,
+    })
 }
 
 /// A row is believed only as far as its manifest hashes to its digest.
 fn installed(raw: Raw) -> Result<Installed, CatalogError> {
-    let (name, digest, bytes, authority, signature, installed_at_s, pinned, slot, failure) = raw;
-    let damaged = |column| CatalogError::Damaged { name: name.clone(), column };
-    if Digest::of(&bytes) != digest {
+    let damaged = |column| CatalogError::Damaged { name: raw.name.clone(), column };
+    if Digest::of(&raw.manifest) != raw.digest {
         return Err(damaged("manifest"));
     }
-    let manifest = Manifest::parse(&bytes)?;
-    if manifest.name.to_string() != name {
+    let manifest = Manifest::parse(&raw.manifest)?;
+    if manifest.name.to_string() != raw.name {
         return Err(damaged("name"));
     }
-    let authority = parse_authority(&authority).ok_or_else(|| damaged("authority"))?;
+    let authority = parse_authority(&raw.authority).ok_or_else(|| damaged("authority"))?;
     Ok(Installed {
         manifest,
-        manifest_bytes: bytes,
-        digest,
+        manifest_bytes: raw.manifest,
+        digest: raw.digest,
         authority,
-        signature,
-        slot: slot.as_deref().and_then(Slot::parse),
-        pinned: pinned != 0,
-        installed_at_s,
-        failure,
+        signature: raw.signature,
+        slot: raw.slot.as_deref().and_then(Slot::parse),
+        pinned: raw.pinned != 0,
+        installed_at_s: raw.installed_at_s,
+        failure: raw.failure,
     })
+}
+
+/// A row of the catalog that does not hold what this program wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRow {
+    /// The model, as far as it can be read.
+    pub name: String,
+    /// The release, where its digest can be read.
+    pub digest: Option<Digest>,
+    /// Its place, if it has one.
+    pub slot: Option<Slot>,
+    /// Whether a person keeps it from garbage collection.
+    pub pinned: bool,
+    /// Who said that it may run here, where that can be read.
+    pub authority: Option<Authority>,
+    /// The blobs that it named when it was installed.
+    pub blobs: Vec<Digest>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Every row: an installed release, or what is left of one.
+fn rows(connection: &Connection) -> Result<Vec<Result<Installed, DamagedRow>>, CatalogError> {
+    let order = "ORDER BY model.name,
+        CASE slot WHEN 'active' THEN 0 WHEN 'candidate' THEN 1 WHEN 'previous' THEN 2 ELSE 3 END,
+        release DESC, installed_at_s DESC, model.digest";
+    let mut statement = connection.prepare(&format!("{SELECT} {order}"))?;
+    let mut rows = statement.query([])?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let read = raw(row).map_err(CatalogError::from).and_then(installed);
+        all.push(match read {
+            Ok(model) => Ok(model),
+            Err(error) => Err(damaged_row(connection, row, &error)?),
+        });
+    }
+    Ok(all)
+}
+
+fn damaged_row(
+    connection: &Connection,
+    row: &Row<'_>,
+    error: &CatalogError,
+) -> Result<DamagedRow, CatalogError> {
+    let text = |column| {
+        let bytes = row.get_ref(column).ok().and_then(|value| value.as_bytes_or_null().ok());
+        bytes.flatten().map(String::from_utf8_lossy).unwrap_or_default().into_owned()
+    };
+    let blobs = connection
+        .prepare_cached("SELECT blob FROM model_blob WHERE name = ?1 AND digest = ?2")?
+        .query_map((text(0), text(1)), |row| Ok(row.get(0).ok()))?
+        .collect::<Result<Vec<Option<Digest>>, _>>()?;
+    Ok(DamagedRow {
+        name: text(0),
+        digest: text(1).parse().ok(),
+        slot: Slot::parse(&text(7)),
+        pinned: row.get::<_, i64>(6).is_ok_and(|pinned| pinned != 0),
+        authority: parse_authority(&text(3)),
+        blobs: blobs.into_iter().flatten().collect(),
+        reason: error.to_string(),
+    })
+}
+
+/// Rows that do not hold what this program wrote. [`list`] leaves them out; installing the release
+/// again writes them anew.
+///
+/// # Errors
+/// The database's.
+pub fn damaged(connection: &Connection) -> Result<Vec<DamagedRow>, CatalogError> {
+    Ok(rows(connection)?.into_iter().filter_map(Result::err).collect())
 }
 
 fn parse_authority(text: &str) -> Option<Authority> {
@@ -195,24 +274,38 @@ pub fn find(connection: &Connection, reference: &ModelRef) -> Result<Installed, 
     }
 }
 
-/// Installed releases by name, the active one first.
+/// Installed releases by name, the active one first. A row that is damaged costs its own release
+/// only: it is left out, and told by [`damaged`].
 ///
 /// # Errors
-/// [`CatalogError::Damaged`]; the database's.
+/// The database's.
 pub fn list(connection: &Connection, filter: &Filter) -> Result<Vec<Installed>, CatalogError> {
-    let order = "ORDER BY model.name,
-        CASE slot WHEN 'active' THEN 0 WHEN 'candidate' THEN 1 WHEN 'previous' THEN 2 ELSE 3 END,
-        release DESC, installed_at_s DESC, model.digest";
-    let mut statement = connection.prepare(&format!("{SELECT} {order}"))?;
     let mut models = Vec::new();
-    for row in statement.query_map([], raw)? {
-        let model = installed(row?)?;
-        let slot_fits = filter.slot.is_none() || filter.slot == model.slot;
-        if slot_fits && filter.matches(&model.manifest) {
-            models.push(model);
+    for row in rows(connection)? {
+        match row {
+            Ok(model) => {
+                let slot_fits = filter.slot.is_none() || filter.slot == model.slot;
+                if slot_fits && filter.matches(&model.manifest) {
+                    models.push(model);
+                }
+            }
+            Err(DamagedRow { name, reason, .. }) => {
+                tracing::warn!(model = name, reason, "a row of the catalog is damaged");
+            }
         }
     }
     Ok(models)
+}
+
+/// Names that have an active release, whether its row is whole or not.
+///
+/// # Errors
+/// The database's.
+pub fn active_names(connection: &Connection) -> Result<Vec<String>, CatalogError> {
+    let sql = "SELECT name FROM model_slot WHERE slot = 'active' ORDER BY name";
+    let mut statement = connection.prepare_cached(sql)?;
+    let names = statement.query_map([], |row| Ok(row.get(0).ok()))?;
+    Ok(names.collect::<Result<Vec<Option<String>>, _>>()?.into_iter().flatten().collect())
 }
 
 /// The release in a slot.
@@ -233,22 +326,23 @@ pub fn slot(
         .optional()?)
 }
 
-/// Releases that failed, with the reason.
+/// Releases that failed, with the reason; a damaged row is left out, so that what it spoke of is
+/// tried again.
 ///
 /// # Errors
-/// The database's; [`CatalogError::Damaged`].
+/// The database's.
 pub fn failures(connection: &Connection) -> Result<Vec<(ModelName, Digest, String)>, CatalogError> {
     let mut statement =
         connection.prepare("SELECT name, digest, reason FROM model_failure ORDER BY name, at_s")?;
-    let rows = statement.query_map([], |row| {
-        Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, String>(2)?))
-    })?;
-    rows.map(|row| {
-        let (name, digest, reason) = row?;
-        let parsed = name.parse().map_err(|_| CatalogError::Damaged { name, column: "name" })?;
-        Ok((parsed, digest, reason))
-    })
-    .collect()
+    let mut rows = statement.query([])?;
+    let mut failures = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (name, digest) = (row.get::<_, String>(0), row.get(1));
+        if let (Ok(Ok(name)), Ok(digest)) = (name.map(|name| name.parse()), digest) {
+            failures.push((name, digest, row.get(2).unwrap_or_default()));
+        }
+    }
+    Ok(failures)
 }
 
 /// Blobs that any installed release names.

@@ -156,3 +156,47 @@ fn lists_are_filtered_by_what_the_manifest_says() {
     assert_eq!(count(Filter { memory_bytes_max: Some(1), ..Filter::default() }), 0);
     assert_eq!(count(Filter { slot: Some(Slot::Active), ..Filter::default() }), 0);
 }
+
+#[test]
+fn a_damaged_row_costs_its_own_release_only_and_is_written_anew() {
+    let device = device();
+    let good = device.install(1, b"weights one").unwrap();
+    let bad = device.install(2, b"weights two").unwrap();
+    let name: ModelName = "acme/tiny:v1".parse().unwrap();
+    let model = name.clone();
+    device.write(move |tx| activate(tx, &model, &bad, 20)).unwrap();
+    device
+        .write(move |tx| {
+            let sql = "SELECT manifest FROM model WHERE digest = ?1";
+            let mut bytes: Vec<u8> = tx.query_row(sql, [bad], |row| row.get(0))?;
+            bytes[20] ^= 4;
+            tx.execute("UPDATE model SET manifest = ?2 WHERE digest = ?1", (bad, bytes))?;
+            Ok(())
+        })
+        .unwrap();
+    let read = |store: &Store| {
+        let models = store.read_blocking(|c| list(c, &Filter::default())).unwrap();
+        let left: Vec<Digest> = models.into_iter().map(|model| model.digest).collect();
+        (left, store.read_blocking(damaged).unwrap())
+    };
+    let (left, broken) = read(&device.store);
+    assert_eq!(left, [good]);
+    let [row] = broken.as_slice() else { panic!("{broken:?}") };
+    assert_eq!((row.digest, row.slot), (Some(bad), Some(Slot::Active)));
+    assert!(row.reason.contains("its manifest is damaged"), "{}", row.reason);
+    let reference = ModelRef { name: name.clone(), digest: None };
+    let found = device.store.read_blocking(move |c| find(c, &reference));
+    assert!(matches!(found, Err(CatalogError::Damaged { .. })));
+    assert_eq!(device.store.read_blocking(active_names).unwrap(), [name.to_string()]);
+    // Its files stay, and so does its place.
+    let keep = crate::gc::Keep::default();
+    let garbage = device.store.read_blocking(|c| crate::gc::plan(c, &device.blobs, &keep)).unwrap();
+    assert!(!garbage.blobs.iter().any(|(blob, _)| *blob == Digest::of(b"weights two")));
+    assert_eq!(device.install(2, b"weights two").unwrap(), bad);
+    let (left, broken) = read(&device.store);
+    assert_eq!((left, broken), (vec![bad, good], Vec::new()));
+    assert_eq!(
+        device.store.read_blocking(move |c| slot(c, &name, Slot::Active)).unwrap(),
+        Some(bad)
+    );
+}

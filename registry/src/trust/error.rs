@@ -234,8 +234,8 @@ pub enum TrustError {
     },
     /// The stored state does not verify any more: damaged or tampered with.
     #[error(
-        "read the trusted {role} metadata of the {repo} repository from the state database: restore \
-         a backup of it, or enrol anew"
+        "read the trusted {role} metadata of the {repo} repository from the state database: let the \
+         device sync, or import a bundle: that follows the roots anew; or enrol it again"
     )]
     Damaged {
         /// The repository.
@@ -248,8 +248,8 @@ pub enum TrustError {
     },
     /// The stored policy is not the one that was taken.
     #[error(
-        "read the owner's policy from the state database: {reason}; restore a backup of it, or \
-         enrol anew"
+        "read the owner's policy from the state database: {reason}; let the device sync, or import a \
+         bundle: that brings it again"
     )]
     PolicyDamaged {
         /// What does not hold.

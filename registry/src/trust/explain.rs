@@ -93,8 +93,10 @@ fn broken(repo: Repo, error: &TrustError) -> Finding {
     says.push('.');
     Finding::problem(
         says,
-        "The database was damaged or changed by hand. Installed models go on running. Restore the \
-         state directory from a backup, or enrol anew.",
+        "The database was damaged or changed by hand. No model of the fleet is loaded until this is \
+         mended. Let the device sync (`fulmar sync`), or import a bundle: it follows the roots anew \
+         from the one that it trusted first, and takes nothing older than it had. Where that fails, \
+         enrol anew: remove identity.json from the state directory, then `fulmar enroll`.",
     )
 }
 
@@ -116,7 +118,8 @@ fn explain_repo(trusted: &Trusted, now_s: i64, findings: &mut Vec<Finding>) {
     if let Err(error) = trusted.check_complete() {
         findings.push(Finding::problem(
             format!("The {repo} repository's metadata is not whole: {error}."),
-            "Let the device sync once with a link (`fulmar sync`), or import a bundle.",
+            "Let the device sync once with a link (`fulmar sync`), or import a bundle. Installed models \
+             go on running meanwhile as long as policy allows; nothing new is admitted.",
         ));
         return;
     }

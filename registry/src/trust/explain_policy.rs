@@ -23,7 +23,7 @@ pub(super) fn explain_policy(connection: &Connection, now_s: i64) -> Vec<Finding
         Ok(findings) => findings,
         Err(error) => vec![Finding::problem(
             format!("The owner's policy cannot be read, so no model runs: {error}."),
-            "Restore the state directory from a backup, or enrol anew.",
+            "Let the device sync (`fulmar sync`), or import a bundle: that brings the policy again.",
         )],
     }
 }

@@ -92,7 +92,7 @@ fn explain_refused(refused: &Ahead) -> Finding {
         let advice = format!(
             "By this device's clock, that of {whose} is {} days ahead: set it right. If this \
              device's is wrong, set it, and the owner renews the registry.",
-            ahead_s / DAY_S
+            ahead_s.saturating_add(DAY_S / 2) / DAY_S
         );
         return Finding::problem(says, &advice);
     }

@@ -116,6 +116,28 @@ pub struct HeldPolicy {
     pub taken_at_s: i64,
 }
 
+/// What the next policy must not fall below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyFloor {
+    version: u64,
+    /// The one text of that version, where it can be read.
+    digest: Option<Digest>,
+}
+
+impl PolicyFloor {
+    fn of(held: &HeldPolicy) -> Self {
+        Self { version: held.policy.version(), digest: Some(held.digest) }
+    }
+}
+
+impl HeldPolicy {
+    /// What the next policy must not fall below.
+    #[must_use]
+    pub fn floor(&self) -> PolicyFloor {
+        PolicyFloor::of(self)
+    }
+}
+
 impl Trusted {
     /// The policy that this registry names, if it names one. `now_s` is the clock: what has ended
     /// brings nothing new.
@@ -163,7 +185,7 @@ impl NamedPolicy {
     pub fn accept(
         &self,
         bytes: Vec<u8>,
-        held: Option<&HeldPolicy>,
+        floor: Option<PolicyFloor>,
     ) -> Result<SignedPolicy, PolicyRefused> {
         let found = (bytes.len() as u64, Digest::of(&bytes));
         if found != (self.length, self.digest) {
@@ -181,7 +203,7 @@ impl NamedPolicy {
                 reason: format!("says version {said}, the policy itself {is}"),
             });
         }
-        check_version(policy.version(), self.digest, held)?;
+        check_version(policy.version(), self.digest, floor)?;
         Ok(SignedPolicy { policy, bytes, digest: self.digest, role: self.role.clone() })
     }
 }
@@ -189,18 +211,18 @@ impl NamedPolicy {
 fn check_version(
     found: u64,
     digest: Digest,
-    held: Option<&HeldPolicy>,
+    floor: Option<PolicyFloor>,
 ) -> Result<(), PolicyRefused> {
-    let version = held.map_or(0, |held| held.policy.version());
+    let version = floor.map_or(0, |floor| floor.version);
     if found < version {
         return Err(PolicyRefused::Older { held: version, found });
     }
     if found - version > VERSION_STEP_MAX {
         return Err(PolicyRefused::Leap { held: version, found });
     }
-    match held {
-        Some(held) if found == version && digest != held.digest => {
-            Err(PolicyRefused::Reused { version, before: held.digest, found: digest })
+    match floor.and_then(|floor| floor.digest) {
+        Some(before) if found == version && digest != before => {
+            Err(PolicyRefused::Reused { version, before, found: digest })
         }
         _ => Ok(()),
     }
@@ -229,8 +251,8 @@ impl SignedPolicy {
         tx: &Transaction<'_>,
         now_s: i64,
     ) -> Result<Result<(), PolicyRefused>, TrustError> {
-        let held = held_policy(tx)?;
-        if let Err(refused) = check_version(self.policy.version(), self.digest, held.as_ref()) {
+        let floor = policy_floor(tx)?;
+        if let Err(refused) = check_version(self.policy.version(), self.digest, floor) {
             return Ok(Err(refused));
         }
         tx.execute(
@@ -252,11 +274,12 @@ pub fn held_policy(connection: &Connection) -> Result<Option<HeldPolicy>, TrustE
     let row = connection
         .prepare_cached("SELECT digest, bytes, role, taken_at_s FROM trust_policy WHERE id = 1")?
         .query_row([], |row| {
-            Ok((row.get::<_, Digest>(0)?, row.get::<_, Vec<u8>>(1)?, row.get(2)?, row.get(3)?))
+            Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, row.get(2)?, row.get(3)?))
         })
         .optional()?;
     let Some((digest, bytes, role, taken_at_s)) = row else { return Ok(None) };
     let damaged = |reason: String| TrustError::PolicyDamaged { reason };
+    let digest: Digest = digest.parse().map_err(|_| damaged("its digest is none".to_owned()))?;
     if Digest::of(&bytes) != digest {
         return Err(damaged(format!("its bytes do not give the digest {digest}")));
     }
@@ -264,13 +287,34 @@ pub fn held_policy(connection: &Connection) -> Result<Option<HeldPolicy>, TrustE
     Ok(Some(HeldPolicy { policy, bytes, digest, role, taken_at_s }))
 }
 
+/// What the next policy must not fall below: the policy held, or what is left of it.
+///
+/// # Errors
+/// What the database says.
+pub fn policy_floor(connection: &Connection) -> Result<Option<PolicyFloor>, TrustError> {
+    match held_policy(connection) {
+        Ok(held) => Ok(held.as_ref().map(PolicyFloor::of)),
+        Err(TrustError::PolicyDamaged { .. }) => {
+            let version: i64 = connection.query_row(
+                "SELECT version FROM trust_policy WHERE id = 1",
+                [],
+                |row| row.get(0),
+            )?;
+            Ok(Some(PolicyFloor { version: version.max(0) as u64, digest: None }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The digest of the policy held, for noticing a change at little cost.
 ///
 /// # Errors
 /// What the database says.
 pub fn held_policy_digest(connection: &Connection) -> Result<Option<Digest>, TrustError> {
-    Ok(connection
+    let text: Option<String> = connection
         .prepare_cached("SELECT digest FROM trust_policy WHERE id = 1")?
         .query_row([], |row| row.get(0))
-        .optional()?)
+        .optional()?;
+    let damaged = || TrustError::PolicyDamaged { reason: "its digest is none".to_owned() };
+    text.map(|text| text.parse().map_err(|_| damaged())).transpose()
 }

@@ -308,6 +308,8 @@ impl Refresh {
         if rotated(TIMESTAMP) || rotated(SNAPSHOT) {
             trusted.timestamp = None;
             trusted.snapshot = None;
+            trusted.floors.remove(TIMESTAMP);
+            trusted.floors.remove(SNAPSHOT);
         }
         let root = &trusted.root;
         trusted.timestamp.take_if(|t| verify_top(t, TIMESTAMP, root).is_err());
@@ -317,6 +319,8 @@ impl Refresh {
     fn roots_are_through(&mut self) -> Result<(), TrustError> {
         // 5.3.10: the final root must not be expired. 5.3.12: next() asks it for the file names.
         self.trusted.root.check_expiry(ROOT, self.now)?;
+        self.trusted.refuse_below_floor(ROOT, self.trusted.root_version())?;
+        self.trusted.floors.remove(ROOT);
         self.stage = Stage::Timestamp;
         Ok(())
     }
@@ -337,9 +341,11 @@ impl Refresh {
                 refuse_rollback(SNAPSHOT, old.version, new.version)?;
             }
         }
+        self.trusted.refuse_below_floor(TIMESTAMP, new.version())?;
         // 5.4.4
         new.check_expiry(TIMESTAMP, self.now)?;
         // 5.4.5
+        self.trusted.floors.remove(TIMESTAMP);
         self.trusted.timestamp = Some(new);
         self.enter_snapshot()
     }
@@ -377,9 +383,13 @@ impl Refresh {
             };
             refuse_rollback(file, old.version, listed.version)?;
         }
+        self.trusted.refuse_below_floor(SNAPSHOT, new.version())?;
+        let version_of = |role: &str| Some(new.body.meta.get(&format!("{role}.json"))?.version);
+        self.trusted.refuse_targets_below_floor(version_of, new.version())?;
         // 5.5.6
         new.check_expiry(SNAPSHOT, self.now)?;
         // 5.5.7
+        self.trusted.floors.remove(SNAPSHOT);
         self.trusted.snapshot = Some(new);
         self.trusted.relink();
         self.enter_targets()
@@ -411,6 +421,7 @@ impl Refresh {
         // 5.6.5
         new.check_expiry(role, self.now)?;
         // 5.6.6
+        self.trusted.floors.remove(role);
         self.trusted.targets.insert(role.to_owned(), new);
         self.trusted.relink();
         self.enter_delegated();

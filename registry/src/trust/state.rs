@@ -2,11 +2,13 @@
 //! the highest signed time, the highest release of every model that was admitted, and the owner's
 //! policy.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::envelope::Loaded;
 use super::error::TrustError;
-use super::metadata::{ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
+use super::metadata::{Body, ROOT, SNAPSHOT, TARGETS, TIMESTAMP};
 use super::pin::RootPin;
 use super::time::signed_time;
 use super::trusted::{Repo, Trusted, verify_top};
@@ -69,6 +71,8 @@ pub const SCHEMA: Schema = Schema {
         ) STRICT;
     ",
         "
+        -- The bitwise inverse of the signed time: neither is believed without the other.
+        ALTER TABLE trust_time ADD COLUMN inverse_s INTEGER;
         CREATE TABLE trust_pin (
             repo TEXT PRIMARY KEY,
             version INTEGER NOT NULL,
@@ -95,7 +99,15 @@ impl Trusted {
     ) -> Result<Self, TrustError> {
         let mut new = Self::from_root(repo, root.to_vec())?;
         let pin = RootPin::load(tx, repo)?;
-        if let Some(trusted) = Self::load(tx, repo)? {
+        let trusted = match Self::load(tx, repo) {
+            // Whoever joins anew begins anew where nothing can be read any more.
+            Err(TrustError::Damaged { .. }) => {
+                Self::forget(tx, repo)?;
+                None
+            }
+            loaded => loaded?,
+        };
+        if let Some(trusted) = trusted {
             let first = first_root(tx, repo)?;
             // A pin ahead of the chain: the next refresh must come by it.
             let ahead = pin
@@ -125,36 +137,48 @@ impl Trusted {
     /// Reads the state of `repo` and verifies it anew; `None` when no root was ever set.
     ///
     /// # Errors
-    /// [`TrustError::Damaged`] when the stored bytes do not verify.
+    /// [`TrustError::Damaged`] when the stored root does not verify. Any other role that does not is
+    /// left out, and its version is a floor for the one to come.
     pub fn load(connection: &Connection, repo: Repo) -> Result<Option<Self>, TrustError> {
+        Self::load_under(connection, repo, signed_time(connection)?)
+    }
+
+    /// The same under a signed time of the caller's.
+    pub(super) fn load_under(
+        connection: &Connection,
+        repo: Repo,
+        time_floor_s: i64,
+    ) -> Result<Option<Self>, TrustError> {
         let mut roles = read_roles(connection, repo)?;
-        let Some(root) = roles.remove(ROOT) else { return Ok(None) };
-        let damaged = |role: &str, source| TrustError::Damaged {
+        let Some((_, root)) = roles.remove(ROOT) else { return Ok(None) };
+        let mut trusted = Self::from_root(repo, root).map_err(|source| TrustError::Damaged {
             repo: repo.as_str(),
-            role: role.to_owned(),
+            role: ROOT.to_owned(),
             source: Box::new(source),
-        };
-        let mut trusted = Self::from_root(repo, root).map_err(|e| damaged(ROOT, e))?;
-        trusted.time_floor_s = signed_time(connection)?;
+        })?;
+        trusted.time_floor_s = time_floor_s;
         trusted.pin = RootPin::load(connection, repo)?;
-        if let Some(bytes) = roles.remove(TIMESTAMP) {
-            let loaded = Loaded::parse(TIMESTAMP, bytes).map_err(|e| damaged(TIMESTAMP, e))?;
-            verify_top(&loaded, TIMESTAMP, &trusted.root).map_err(|e| damaged(TIMESTAMP, e))?;
-            trusted.timestamp = Some(loaded);
-        }
-        if let Some(bytes) = roles.remove(SNAPSHOT) {
-            let loaded = Loaded::parse(SNAPSHOT, bytes).map_err(|e| damaged(SNAPSHOT, e))?;
-            verify_top(&loaded, SNAPSHOT, &trusted.root).map_err(|e| damaged(SNAPSHOT, e))?;
-            trusted.snapshot = Some(loaded);
-        }
-        for (role, bytes) in roles {
-            let loaded = Loaded::parse(&role, bytes).map_err(|e| damaged(&role, e))?;
-            trusted.targets.insert(role, loaded);
+        let (timestamp, snapshot) = (roles.remove(TIMESTAMP), roles.remove(SNAPSHOT));
+        trusted.timestamp = trusted.whole(TIMESTAMP, timestamp);
+        trusted.snapshot = trusted.whole(SNAPSHOT, snapshot);
+        for (role, (version, bytes)) in roles {
+            match Loaded::parse(&role, bytes) {
+                Ok(loaded) => trusted.targets.insert(role, loaded).map(drop),
+                Err(_) => trusted.floors.insert(role, version).map(drop),
+            };
         }
         // Targets roles whose signatures do not hold, or that the snapshot does not list, stay
         // unlinked and unused: the snapshot alone protects them against rollback.
         trusted.relink();
         Ok(Some(trusted))
+    }
+
+    /// A stored role of the top level, if it is whole; else its version is a floor from now on.
+    fn whole<B: Body>(&mut self, role: &str, stored: Option<(u64, Vec<u8>)>) -> Option<Loaded<B>> {
+        let (version, bytes) = stored?;
+        let loaded = Loaded::parse(role, bytes)
+            .and_then(|loaded| verify_top(&loaded, role, &self.root).map(|()| loaded));
+        loaded.map_err(|_| self.floors.insert(role.to_owned(), version)).ok()
     }
 
     /// Stores all roles, and the signed time, in the caller's transaction.
@@ -174,6 +198,11 @@ impl Trusted {
                 continue;
             }
             insert.execute((repo, role, version as i64, bytes))?;
+        }
+        // What was damaged stays a floor until it was fetched again.
+        let held: BTreeSet<&str> = self.files().map(|(role, ..)| role).collect();
+        for (role, floor) in self.floors.iter().filter(|(role, _)| !held.contains(role.as_str())) {
+            insert.execute((repo, role, *floor as i64, &[][..]))?;
         }
         self.store_time(tx)
     }
@@ -197,9 +226,10 @@ impl Trusted {
         for (role, found) in
             [(TIMESTAMP, self.timestamp_version()), (SNAPSHOT, self.snapshot_version())]
         {
+            let found = found.or(self.floors.get(role).copied()).unwrap_or(0);
             let stored = stored_version(tx, self.repo, role)?.unwrap_or(0);
-            if stored > found.unwrap_or(0) {
-                return Err(older(role, stored, found.unwrap_or(0)));
+            if stored > found {
+                return Err(older(role, stored, found));
             }
         }
         Ok(())
@@ -233,24 +263,24 @@ fn first_root(connection: &Connection, repo: Repo) -> Result<Option<Digest>, Tru
 fn read_roles(
     connection: &Connection,
     repo: Repo,
-) -> Result<std::collections::BTreeMap<String, Vec<u8>>, TrustError> {
+) -> Result<BTreeMap<String, (u64, Vec<u8>)>, TrustError> {
     let mut statement =
-        connection.prepare_cached("SELECT role, bytes FROM trust_role WHERE repo = ?1")?;
-    let rows = statement.query_map([repo.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        connection.prepare_cached("SELECT role, version, bytes FROM trust_role WHERE repo = ?1")?;
+    let rows = statement.query_map([repo.as_str()], |row| {
+        Ok((row.get(0)?, (row.get::<_, i64>(1)?.max(0) as u64, row.get(2)?)))
+    })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
+/// The version of a stored role: as its bytes say, if they can be read.
 fn stored_version(
     connection: &Connection,
     repo: Repo,
     role: &str,
 ) -> Result<Option<u64>, TrustError> {
-    let version: Option<i64> = connection
-        .query_row(
-            "SELECT version FROM trust_role WHERE repo = ?1 AND role = ?2",
-            (repo.as_str(), role),
-            |row| row.get(0),
-        )
-        .optional()?;
-    Ok(version.map(|v| v.max(0) as u64))
+    let stored = read_roles(connection, repo)?.remove(role);
+    Ok(stored.map(|(noted, bytes)| {
+        let said = serde_json::from_slice::<serde_json::Value>(&bytes).ok();
+        said.and_then(|said| said.pointer("/signed/version")?.as_u64()).unwrap_or(noted)
+    }))
 }

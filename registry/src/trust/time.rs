@@ -146,10 +146,15 @@ impl Trusted {
     /// Stores what was learned. A time that another refresh learned meanwhile stays, unless the
     /// owner's reset is newer than it.
     pub(super) fn store_time(&self, tx: &Transaction<'_>) -> Result<(), TrustError> {
-        if let Some(reset_s) = self.learned.reset_s {
-            tx.execute("UPDATE trust_time SET signed_s = min(signed_s, ?1)", [reset_s])?;
-        }
-        raise_signed_time(tx, self.learned.signed_s)
+        let Learned { reset_s, signed_s } = self.learned;
+        let known_s = signed_time(tx)?;
+        let known_s = reset_s.map_or(known_s, |reset_s| known_s.min(reset_s));
+        let signed_s = known_s.max(signed_s);
+        tx.execute(
+            "INSERT OR REPLACE INTO trust_time (id, signed_s, inverse_s) VALUES (1, ?1, ?2)",
+            (signed_s, !signed_s),
+        )?;
+        Ok(())
     }
 }
 
@@ -159,22 +164,28 @@ impl Trusted {
 /// # Errors
 /// What the database says.
 pub fn signed_time(connection: &Connection) -> Result<i64, TrustError> {
-    Ok(connection
-        .query_row("SELECT signed_s FROM trust_time WHERE id = 1", [], |row| row.get(0))
-        .optional()?
-        .unwrap_or(0))
+    let row: Option<(i64, Option<i64>)> = connection
+        .query_row("SELECT signed_s, inverse_s FROM trust_time WHERE id = 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    match row {
+        None => Ok(0),
+        Some((signed_s, None)) => Ok(signed_s),
+        Some((signed_s, Some(inverse_s))) if inverse_s == !signed_s => Ok(signed_s),
+        // Damaged: what is trusted says it again.
+        Some(_) => Ok(said_by_what_is_trusted(connection)),
+    }
 }
 
-fn raise_signed_time(tx: &Transaction<'_>, signed_s: i64) -> Result<(), TrustError> {
-    tx.execute(
-        "INSERT INTO trust_time (id, signed_s) VALUES (1, ?1)
-         ON CONFLICT (id) DO UPDATE SET signed_s = max(signed_s, excluded.signed_s)",
-        [signed_s],
-    )?;
-    Ok(())
+fn said_by_what_is_trusted(connection: &Connection) -> i64 {
+    let said = |repo| Trusted::load_under(connection, repo, 0).ok().flatten()?.signed_at_s();
+    let said = [Repo::Registry, Repo::Director].into_iter().filter_map(said).max().unwrap_or(0);
+    tracing::warn!(said, "the signed time in the database was damaged: the metadata say it again");
+    said
 }
 
-/// Notes a refused time, so that it can be explained ([`super::explain`]); other errors are none.
+/// Notes a refused time, so that `fulmar doctor` can tell it; other errors are none.
 /// `clock_s` is the clock, seconds since 1970.
 ///
 /// # Errors

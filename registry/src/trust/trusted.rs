@@ -58,6 +58,8 @@ pub struct Trusted {
     pub(crate) learned: Learned,
     /// What the root of one version must be.
     pub(crate) pin: Option<RootPin>,
+    /// Versions of roles that were trusted and were damaged since.
+    pub(crate) floors: BTreeMap<String, u64>,
 }
 
 /// How a search ended with what is at hand.
@@ -92,6 +94,7 @@ impl Trusted {
             time_floor_s: 0,
             learned: Learned::default(),
             pin: None,
+            floors: BTreeMap::new(),
         })
     }
 

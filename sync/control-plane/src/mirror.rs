@@ -250,7 +250,8 @@ fn policy(
         return Ok(());
     }
     let bytes = blobs.read(&named.digest, POLICY_BYTES_MAX).map_err(|e| refuse(&e))?;
-    let signed = named.accept(bytes, held.as_ref()).map_err(|e| refuse(&e))?;
+    let signed =
+        named.accept(bytes, held.as_ref().map(trust::HeldPolicy::floor)).map_err(|e| refuse(&e))?;
     signed.store(tx, now_s).map_err(damaged)?.map_err(|e| refuse(&e))?;
     director::renew_within(tx, signed.policy().max_offline_s(), now_s)
 }

@@ -122,7 +122,11 @@ impl Inner {
         let (boot_id, cost) = (self.boot_id.clone(), self.options.cost);
         self.store
             .read(move |connection| {
-                let desired = desired::load(connection, &device_id, now_s).map_err(Box::new)?;
+                let desired = match desired::load(connection, &device_id, now_s) {
+                    // What follows mends it.
+                    Err(error) if error.is_damage() => None,
+                    desired => desired.map_err(Box::new)?,
+                };
                 let models = models(connection, &registry, desired.as_ref(), &troubles)?;
                 let parts = Parts { models, free_bytes: disk_free_bytes, facts, clock_s: now_s };
                 Ok::<_, CycleError>(parts.check_in(connection, &boot_id, cost)?)
@@ -172,15 +176,24 @@ impl Inner {
         let known = self
             .store
             .read(|connection| {
-                let version = |repo| -> Result<_, CycleError> {
-                    let trusted = Trusted::load(connection, repo).map_err(Box::new)?;
-                    Ok(trusted.and_then(|trusted| trusted.timestamp_version()).unwrap_or(0))
+                if trust::held_policy(connection).is_err_and(|error| error.is_damage()) {
+                    return Ok(None);
+                }
+                let version = |repo| match Trusted::load(connection, repo) {
+                    Err(error) if error.is_damage() => Ok(None),
+                    Err(error) => Err(CycleError::from(Box::new(error))),
+                    Ok(Some(trusted)) if trusted.is_damaged() => Ok(None),
+                    Ok(trusted) => {
+                        Ok(Some(trusted.and_then(|t| t.timestamp_version()).unwrap_or(0)))
+                    }
                 };
-                Ok::<_, CycleError>((version(Repo::Registry)?, version(Repo::Director)?))
+                let (registry, director) = (version(Repo::Registry)?, version(Repo::Director)?);
+                Ok::<_, CycleError>(registry.zip(director))
             })
             .await?;
         let offered = (response.registry_timestamp_version, response.director_timestamp_version);
-        Ok(response.generation > seen || offered != known)
+        // What was damaged is fetched again, whether it is new or not.
+        Ok(response.generation > seen || Some(offered) != known)
     }
 
     /// Hands reports in, batch by batch, until none wait.

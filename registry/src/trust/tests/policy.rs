@@ -48,7 +48,8 @@ fn a_policy_is_taken_and_the_next_one_replaces_it() {
         let named = owner.named().unwrap().unwrap();
         let held = held_policy(&connection).unwrap();
         assert!(!named.is_held(held.as_ref()));
-        keep(&mut connection, &named.accept(bytes, held.as_ref()).unwrap()).unwrap();
+        keep(&mut connection, &named.accept(bytes, held.as_ref().map(HeldPolicy::floor)).unwrap())
+            .unwrap();
         let held = held_policy(&connection).unwrap().unwrap();
         assert!(named.is_held(Some(&held)));
         assert_eq!((held.policy.version(), held.role.as_str()), (version, "targets"));
@@ -68,17 +69,18 @@ fn wrong_older_and_foreign_policies_are_refused_by_name_and_the_old_one_holds() 
     let first = owner.repository.draft_policy().unwrap().unwrap();
     let bytes = owner.policy(json!({"max_offline_s": 600}));
     let named = owner.named().unwrap().unwrap();
+    let (older_text, newest_text) = (first.clone(), bytes.clone());
     keep(&mut connection, &named.accept(bytes.clone(), None).unwrap()).unwrap();
     let held = held_policy(&connection).unwrap();
-    let held = held.as_ref();
+    let floor = held.as_ref().map(HeldPolicy::floor);
 
-    let older = old.accept(first.clone(), held);
+    let older = old.accept(first.clone(), floor);
     assert!(matches!(older, Err(PolicyRefused::Older { held: 2, found: 1 })), "{older:?}");
     // What went on in another process meanwhile counts too.
     let raced = old.accept(first.clone(), None).unwrap();
     assert!(matches!(keep(&mut connection, &raced), Err(PolicyRefused::Older { .. })));
     for wrong in [first, Vec::new(), bytes[1..].to_vec()] {
-        assert!(matches!(named.accept(wrong, held), Err(PolicyRefused::Content(_))));
+        assert!(matches!(named.accept(wrong, floor), Err(PolicyRefused::Content(_))));
     }
     for (policy, version, expected) in [
         (text(2, r#","max_offline_s":60"#), 2, "Reused"),
@@ -89,7 +91,7 @@ fn wrong_older_and_foreign_policies_are_refused_by_name_and_the_old_one_holds() 
         (b"{".to_vec(), 3, "Policy"),
     ] {
         owner.forced_policy(&policy, "policy", version);
-        let refused = owner.named().unwrap().unwrap().accept(policy, held).unwrap_err();
+        let refused = owner.named().unwrap().unwrap().accept(policy, floor).unwrap_err();
         assert!(format!("{refused:?}").starts_with(expected), "{expected}: {refused:?}");
         assert!(refused.to_string().starts_with("accept the policy policy/fleet.json"));
     }
@@ -103,7 +105,16 @@ fn wrong_older_and_foreign_policies_are_refused_by_name_and_the_old_one_holds() 
     assert_eq!(owner.named().unwrap(), None);
     connection.execute("UPDATE trust_policy SET bytes = x'7b7d'", []).unwrap();
     assert!(matches!(held_policy(&connection), Err(TrustError::PolicyDamaged { .. })));
-    assert!(Standing::load(&connection).is_err(), "by a damaged policy nothing runs");
+    let damage = Standing::load(&connection).expect_err("by a damaged policy nothing runs");
+    assert!(damage.is_damage());
+    let barred = Standing::unreadable(&damage).check_device(NOW).unwrap_err();
+    assert!(matches!(barred, Barred::Unreadable { .. }), "{barred}");
+    // It is taken anew, and nothing older in its place.
+    let floor = policy_floor(&connection).unwrap();
+    assert!(matches!(old.accept(older_text, floor), Err(PolicyRefused::Older { held: 2, .. })));
+    let again = named.accept(newest_text, floor).unwrap();
+    keep(&mut connection, &again).unwrap();
+    assert_eq!(held_policy(&connection).unwrap().unwrap().policy.version(), 2);
 }
 
 #[test]
