@@ -66,7 +66,10 @@ fn refresh(
 fn target(folder: &Path, trusted: &Trusted, path: &str) -> String {
     let Some(entry) = trusted.target(path) else { return "unknown".to_owned() };
     let (dir, base) = path.rsplit_once('/').unwrap_or(("", path));
-    let file_name = format!("{}.{base}", entry.digest().unwrap().hex());
+    let file_name = match trusted.root().consistent_snapshot {
+        true => format!("{}.{base}", entry.digest().unwrap().hex()),
+        false => base.to_owned(),
+    };
     let want = Want { file_name, length_max: entry.length };
     match fetch(&folder.join("targets").join(dir), &want) {
         Fetched::NotFound => "missing".to_owned(),
@@ -168,4 +171,14 @@ fn an_extraneous_delegation_counts_for_nothing() {
 #[test]
 fn too_few_stolen_keys_are_worth_nothing() {
     attack("key-compromise");
+}
+
+#[test]
+fn hash_prefixes_delegate_what_hashes_so_and_nothing_else() {
+    attack("hash-prefixes");
+}
+
+#[test]
+fn files_that_are_replaced_in_place_are_never_mixed() {
+    attack("plain-names");
 }

@@ -41,14 +41,14 @@ def day(days):
 class Story:
     """The repository and the steps of one attack."""
 
-    def __init__(self, snapshot_signer=None):
+    def __init__(self, snapshot_signer=None, consistent=True):
         self.signers = {
             "root": [CryptoSigner.generate_rsa(size=2048)],
             "timestamp": [CryptoSigner.generate_ed25519()],
             "snapshot": [snapshot_signer or CryptoSigner.generate_ecdsa()],
             "targets": [CryptoSigner.generate_ed25519()],
         }
-        self.root = Root(expires=day(1000), consistent_snapshot=True)
+        self.root = Root(expires=day(1000), consistent_snapshot=consistent)
         for role, signers in self.signers.items():
             for signer in signers:
                 self.root.add_key(signer.public_key, role)
@@ -63,13 +63,16 @@ class Story:
 
     # -- making
 
-    def delegate(self, parent, name, paths, terminating=False):
-        """`parent` delegates `paths` to `name`, which gets a key of its own."""
+    def delegate(self, parent, name, paths=None, terminating=False, prefixes=None):
+        """`parent` delegates `paths`, or the paths whose SHA-256 begins with one of `prefixes`, to
+        `name`, which gets a key of its own."""
         signer = CryptoSigner.generate_ed25519()
         delegator = self.roles[parent]
         if delegator.delegations is None:
             delegator.delegations = Delegations({}, roles={})
-        delegator.delegations.roles[name] = DelegatedRole(name, [], 1, terminating, paths)
+        delegator.delegations.roles[name] = DelegatedRole(
+            name, [], 1, terminating, paths, prefixes
+        )
         delegator.add_key(signer.public_key, name)
         self.signers.setdefault(name, []).append(signer)
         if name not in self.roles:
@@ -83,7 +86,8 @@ class Story:
 
     def serve_target(self, path, data, sha256):
         folder, _, base = path.rpartition("/")
-        self.served[os.path.join("targets", folder, f"{sha256}.{base}")] = data
+        name = f"{sha256}.{base}" if self.root.consistent_snapshot else base
+        self.served[os.path.join("targets", folder, name)] = data
 
     def sign(self, role, body, signers=None):
         """The bytes of a metadata file."""
@@ -100,7 +104,8 @@ class Story:
                 body.version += 1
             self.published.add(role)
             data = self.sign(role, body, signers)
-            name = "timestamp.json" if role == "timestamp" else f"{body.version}.{quote(role, '')}.json"
+            versioned = role == "root" or (role != "timestamp" and self.root.consistent_snapshot)
+            name = f"{body.version}.{quote(role, '')}.json" if versioned else f"{quote(role, '')}.json"
             self.served[f"metadata/{name}"] = data
             if role == "snapshot":
                 self.timestamp.snapshot_meta = self.meta(body.version, data)
