@@ -27,6 +27,22 @@ struct CommandFile {
     public: PublicKey,
 }
 
+impl CommandKey {
+    /// The key as a file's text, which [`KeyFile::from_text`] reads again.
+    ///
+    /// # Errors
+    /// [`KeyError::Form`].
+    pub fn to_file_text(&self) -> Result<String, KeyError> {
+        let file = CommandFile {
+            fulmar_command_key: 1,
+            command: self.command().map(str::to_owned).collect(),
+            public: self.public().clone(),
+        };
+        let text = serde_json::to_string_pretty(&file);
+        Ok(text.map_err(|e| KeyError::Form { reason: e.to_string() })? + "\n")
+    }
+}
+
 impl KeyFile {
     /// Reads a key file's text. `passphrase` is asked for one only when the file is encrypted.
     ///
@@ -110,5 +126,10 @@ mod tests {
         for wrong in ["", "{", "{}", &none, &public.replace("ed25519", "md5")] {
             assert!(matches!(read(wrong), Err(KeyError::Form { .. })), "{wrong}");
         }
+        let arguments = ["-s".to_owned(), "two words".to_owned()];
+        let written = CommandKey::new(key.public().clone(), "signer", &arguments);
+        let text = written.to_file_text().unwrap();
+        let KeyFile::Command(again) = read(&text).unwrap() else { panic!("{text}") };
+        assert!(again.command().eq(["signer", "-s", "two words"]));
     }
 }

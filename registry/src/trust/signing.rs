@@ -270,6 +270,11 @@ impl CommandKey {
         Self { public, program: program.to_owned(), arguments: arguments.to_vec() }
     }
 
+    /// The program and its arguments.
+    pub(crate) fn command(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.program).chain(&self.arguments).map(String::as_str)
+    }
+
     fn run(&self, message: &[u8]) -> std::io::Result<std::process::Output> {
         let mut child = Command::new(&self.program)
             .args(&self.arguments)

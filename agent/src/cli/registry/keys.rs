@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use fulmar_registry::trust::{Ed25519Key, KeyError, KeyFile, PublicKey, SigningKey};
+use fulmar_registry::trust::{CommandKey, Ed25519Key, KeyError, KeyFile, PublicKey, SigningKey};
 
 /// Where the passphrase of encrypted keys comes from: a file, the environment, or the terminal.
 #[derive(Debug, clap::Args)]
@@ -22,6 +22,15 @@ pub(super) struct NewKeyArgs {
     /// Write the key unencrypted, for machines that nobody attends.
     #[arg(long)]
     unencrypted: bool,
+    /// Make no key: a program holds one already, in hardware perhaps. It reads what to sign on
+    /// standard input and writes the signature, in hex, on standard output; no shell is involved. Its
+    /// arguments follow, so this comes last.
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., allow_hyphen_values = true)]
+    #[arg(requires = "public", conflicts_with = "unencrypted")]
+    command: Vec<String>,
+    /// The public key of the one that the program holds: JSON as in FILE.pub.
+    #[arg(long, value_name = "FILE", requires = "command")]
+    public: Option<PathBuf>,
     #[command(flatten)]
     passphrase: Passphrase,
 }
@@ -72,17 +81,43 @@ impl Passphrase {
 }
 
 pub(super) fn new_key(args: &NewKeyArgs) -> anyhow::Result<()> {
+    if let Some(public) = &args.public {
+        return command_key(&args.file, public, &args.command);
+    }
     let key = Ed25519Key::generate()?;
     let text = match args.unencrypted {
         true => key.to_pem(),
         false => key.to_encrypted(&args.passphrase.for_writing()?)?.into(),
     };
     write_new(&args.file, text.as_bytes(), 0o600)?;
-    let mut public = args.file.clone().into_os_string();
-    public.push(".pub");
-    let half = serde_json::to_string_pretty(key.public())? + "\n";
-    write_new(Path::new(&public), half.as_bytes(), 0o644)?;
     println!("Made key {} in {}.", key.key_id(), args.file.display());
+    write_public(&args.file, key.public())
+}
+
+/// Writes the file of a key that a program holds, once the program has shown that it does.
+fn command_key(file: &Path, public: &Path, command: &[String]) -> anyhow::Result<()> {
+    let public = read_public(&[public.to_owned()])?.remove(0);
+    let words: Vec<String> = match command {
+        [line] => line.split_whitespace().map(str::to_owned).collect(),
+        words => words.to_vec(),
+    };
+    let [program, arguments @ ..] = words.as_slice() else {
+        bail!("name the program that signs: --command is empty");
+    };
+    let key = CommandKey::new(public, program, arguments);
+    key.sign(b"fulmar tries this key out; this text is no metadata\n")
+        .context("try the program out")?;
+    write_new(file, key.to_file_text()?.as_bytes(), 0o600)?;
+    println!("Key {} signs by {program}, as {} says.", key.key_id(), file.display());
+    write_public(file, key.public())
+}
+
+/// Writes a key's public half beside its file.
+fn write_public(file: &Path, key: &PublicKey) -> anyhow::Result<()> {
+    let mut public = file.to_owned().into_os_string();
+    public.push(".pub");
+    let half = serde_json::to_string_pretty(key)? + "\n";
+    write_new(Path::new(&public), half.as_bytes(), 0o644)?;
     println!("Give {} to whoever names it in a registry.", Path::new(&public).display());
     Ok(())
 }
