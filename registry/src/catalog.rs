@@ -30,7 +30,8 @@ pub use query::{
 /// The catalog's tables.
 pub const SCHEMA: Schema = Schema {
     name: "registry.catalog",
-    steps: &["
+    steps: &[
+        "
         CREATE TABLE model (
             name TEXT NOT NULL,
             digest TEXT NOT NULL,
@@ -69,7 +70,12 @@ pub const SCHEMA: Schema = Schema {
             at_s INTEGER NOT NULL,
             PRIMARY KEY (name, digest)
         ) STRICT;
-    "],
+    ",
+        "
+        -- The bitwise inverse of the counter: neither is believed without the other.
+        ALTER TABLE model_release_floor ADD COLUMN inverse INTEGER;
+    ",
+    ],
 };
 
 /// Longest reason kept of a failure, in bytes.
@@ -260,15 +266,16 @@ fn raise_floor(tx: &Transaction<'_>, signed: &Signed) -> Result<(), CatalogError
     if release < floor {
         return Err(CatalogError::Older { name: name.clone(), release, floor });
     }
+    let counter = release as i64;
     tx.execute(
-        "INSERT INTO model_release_floor (name, release) VALUES (?1, ?2)
-         ON CONFLICT (name) DO UPDATE SET release = excluded.release",
-        (name.to_string(), release as i64),
+        "INSERT OR REPLACE INTO model_release_floor (name, release, inverse) VALUES (?1, ?2, ?3)",
+        (name.to_string(), counter, !counter),
     )?;
     Ok(())
 }
 
-/// The highest release of a name that this device ever had; 0 for none.
+/// The highest release of a name that this device ever had; 0 for none, and where the counter was
+/// damaged: what was admitted is recorded besides.
 ///
 /// # Errors
 /// The database's.
@@ -276,14 +283,23 @@ pub fn release_floor(
     connection: &rusqlite::Connection,
     name: &ModelName,
 ) -> Result<u64, CatalogError> {
-    let floor: Option<i64> = connection
+    let floor: Option<(i64, Option<i64>)> = connection
         .query_row(
-            "SELECT release FROM model_release_floor WHERE name = ?1",
+            "SELECT release, inverse FROM model_release_floor WHERE name = ?1",
             [name.to_string()],
-            |row| row.get(0),
+            |row| Ok((row.get(0)?, row.get(1)?)),
         )
         .optional()?;
-    Ok(floor.unwrap_or(0) as u64)
+    Ok(match floor {
+        Some((release, inverse)) if inverse.is_none_or(|inverse| inverse == !release) => {
+            release.max(0) as u64
+        }
+        Some(_) => {
+            tracing::warn!(%name, "the release counter of a model was damaged");
+            0
+        }
+        None => 0,
+    })
 }
 
 /// Makes an installed release the active one of its name; the one that was active becomes the

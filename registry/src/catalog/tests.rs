@@ -200,3 +200,20 @@ fn a_damaged_row_costs_its_own_release_only_and_is_written_anew() {
         Some(bad)
     );
 }
+
+#[test]
+fn a_damaged_release_counter_shuts_no_newer_release_out() {
+    let device = device();
+    device.install(5, b"five").unwrap();
+    let name: ModelName = "acme/tiny:v1".parse().unwrap();
+    let floor = |device: &Device| {
+        let name = name.clone();
+        device.store.read_blocking(move |c| release_floor(c, &name)).unwrap()
+    };
+    assert_eq!(floor(&device), 5);
+    let flip = "UPDATE model_release_floor SET release = release | 1099511627776";
+    device.write(move |tx| Ok(tx.execute(flip, [])?)).unwrap();
+    device.install(6, b"six").unwrap();
+    assert_eq!(floor(&device), 6);
+    assert!(matches!(device.install(5, b"five"), Err(CatalogError::Older { floor: 6, .. })));
+}

@@ -319,18 +319,22 @@ impl Admitted {
     /// # Errors
     /// What the database says.
     pub fn record(&self, tx: &Transaction<'_>) -> Result<(), TrustError> {
+        let known = release_floor(tx, &self.target_path)?;
+        if known.is_some_and(|known| known.release >= self.release) {
+            return Ok(());
+        }
+        let release = self.release as i64;
         tx.execute(
-            "INSERT INTO trust_release (target_path, release, digest) VALUES (?1, ?2, ?3)
-             ON CONFLICT (target_path) DO UPDATE
-             SET release = excluded.release, digest = excluded.digest
-             WHERE excluded.release > release",
-            (&self.target_path, self.release as i64, self.digest),
+            "INSERT OR REPLACE INTO trust_release (target_path, release, digest, inverse)
+             VALUES (?1, ?2, ?3, ?4)",
+            (&self.target_path, release, self.digest, !release),
         )?;
         Ok(())
     }
 }
 
-/// The highest release recorded for `target_path`.
+/// The highest release recorded for `target_path`. A row that was damaged says nothing: the catalog
+/// keeps the counter of the name besides, and each covers for the other.
 ///
 /// # Errors
 /// What the database says.
@@ -338,14 +342,21 @@ pub fn release_floor(
     connection: &Connection,
     target_path: &str,
 ) -> Result<Option<ReleaseFloor>, TrustError> {
-    Ok(connection
+    let row: Option<(i64, String, Option<i64>)> = connection
         .query_row(
-            "SELECT release, digest FROM trust_release WHERE target_path = ?1",
+            "SELECT release, digest, inverse FROM trust_release WHERE target_path = ?1",
             [target_path],
-            |row| {
-                let release: i64 = row.get(0)?;
-                Ok(ReleaseFloor { release: release.max(0) as u64, digest: row.get(1)? })
-            },
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )
-        .optional()?)
+        .optional()?;
+    let Some((release, digest, inverse)) = row else { return Ok(None) };
+    match digest.parse() {
+        Ok(digest) if inverse.is_none_or(|inverse| inverse == !release) => {
+            Ok(Some(ReleaseFloor { release: release.max(0) as u64, digest }))
+        }
+        _ => {
+            tracing::warn!(target_path, "the release recorded for a target was damaged");
+            Ok(None)
+        }
+    }
 }

@@ -73,6 +73,8 @@ pub const SCHEMA: Schema = Schema {
         "
         -- The bitwise inverse of the signed time: neither is believed without the other.
         ALTER TABLE trust_time ADD COLUMN inverse_s INTEGER;
+        -- The same for the highest release of a target.
+        ALTER TABLE trust_release ADD COLUMN inverse INTEGER;
         CREATE TABLE trust_pin (
             repo TEXT PRIMARY KEY,
             version INTEGER NOT NULL,

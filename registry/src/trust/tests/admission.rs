@@ -164,3 +164,25 @@ fn with_the_registry_alone_no_older_release_comes_back() {
         assert!(matches!(refused, Err(Refused::Differ { .. })), "{release}: {refused:?}");
     }
 }
+
+#[test]
+fn a_damaged_record_of_a_release_shuts_no_newer_one_out() {
+    let mut connection = database();
+    let owner = Owner::new();
+    let (signer, trusted) = director();
+    let admitted = |release: u64| {
+        owner.publish(PATH, b"manifest", release);
+        let registry = owner.refresh(owner.bootstrap(), NOW).unwrap();
+        let set = signer.mint("d1", &[entry(b"manifest", release)], minting(1)).unwrap();
+        let director = take(&set, trusted.clone(), NOW).unwrap();
+        admit(&registry, &director, PATH, &admission(NOW)).unwrap()
+    };
+    let tx = connection.transaction().unwrap();
+    admitted(3).record(&tx).unwrap();
+    for damage in ["release = release | 1099511627776", "digest = 'sha256:'"] {
+        tx.execute(&format!("UPDATE trust_release SET {damage}"), []).unwrap();
+        assert_eq!(release_floor(&tx, PATH).unwrap(), None, "{damage}");
+        admitted(4).record(&tx).unwrap();
+        assert_eq!(release_floor(&tx, PATH).unwrap().unwrap().release, 4, "{damage}");
+    }
+}
