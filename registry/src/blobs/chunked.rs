@@ -105,6 +105,12 @@ impl FileInParts {
         self.inner.digest
     }
 
+    /// Its length.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.identity.size
+    }
+
     /// Where it lies, for messages.
     #[must_use]
     pub fn path(&self) -> &Path {

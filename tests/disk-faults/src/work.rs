@@ -184,11 +184,9 @@ pub(crate) fn check(dir: &Path) -> anyhow::Result<u64> {
     for digest in [active, slot(Slot::Previous)?].into_iter().flatten() {
         let reference = ModelRef { name: name.clone(), digest: Some(digest) };
         let model = registry.verified_model(&reference)?;
-        ensure!(
-            model.weights.size_bytes == WEIGHTS_BYTES as u64,
-            "{digest} has {} bytes",
-            model.weights.size_bytes
-        );
+        let size_bytes = model.weights.size_bytes();
+        ensure!(size_bytes == WEIGHTS_BYTES as u64, "{digest} has {size_bytes} bytes");
+        model.weights.verify(std::slice::from_ref(&(0..size_bytes)))?;
         if Some(digest) == active {
             serving = model.manifest.release;
         }
