@@ -186,7 +186,9 @@ impl Engine {
             ordinals: AtomicU64::new(1),
             options,
         });
-        let runner = Runner::new(Arc::clone(&shared));
+        let mut runner = Runner::new(Arc::clone(&shared));
+        // Whoever asks before the thread runs gets what it will say, not zeros.
+        runner.publish();
         std::thread::Builder::new()
             .name("fulmar-engine".to_owned())
             .spawn(move || runner.run())

@@ -14,6 +14,8 @@ pub enum Files {
     Complete,
     /// One is gone: it was found corrupt, or removed.
     Missing,
+    /// Nobody knows which they are: the manifest in the catalog is damaged.
+    Unknown,
 }
 
 /// Who said that a model may be on the device.
@@ -146,8 +148,10 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
             (Some(Files::Missing), _) => {
                 plan.steps.push(Step::Repair { name: name.clone(), digest });
             }
-            (None, Ok(admitted)) => plan.steps.push(Step::Install(Box::new(admitted.clone()))),
-            (None, Err(reason)) => {
+            (Some(Files::Unknown) | None, Ok(admitted)) => {
+                plan.steps.push(Step::Install(Box::new(admitted.clone())))
+            }
+            (Some(Files::Unknown) | None, Err(reason)) => {
                 plan.blocked.push(Blocked { name, digest, reason: reason.clone() });
                 continue;
             }

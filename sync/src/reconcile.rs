@@ -186,7 +186,7 @@ fn damaged(row: DamagedRow) -> Option<Held> {
         name: row.name.parse().ok()?,
         digest: row.digest?,
         slot: row.slot,
-        files: Files::Missing,
+        files: Files::Unknown,
         origin: match row.authority {
             Some(Authority::LocalOwner { .. }) => Origin::Local,
             _ => Origin::Fleet,

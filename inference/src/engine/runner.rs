@@ -289,7 +289,8 @@ impl Runner {
         self.publish();
     }
 
-    fn publish(&mut self) {
+    /// Says what there is and what it takes, unless that was said just now.
+    pub(super) fn publish(&mut self) {
         let now = Instant::now();
         if self.published.is_some_and(|at| now.saturating_duration_since(at) < PUBLISH_EVERY) {
             return;

@@ -123,3 +123,15 @@ fn a_revoked_model_is_taken_out_of_service_and_never_put_in() {
     let plan = planned(vec![revoked(Active::Serve)], Vec::new());
     assert!(plan.steps.is_empty() && plan.blocked.len() == 1);
 }
+
+#[test]
+fn a_release_whose_files_nobody_knows_is_installed_again_where_it_is_admitted_and_waits_elsewhere()
+{
+    let unknown = Held { files: Files::Unknown, ..held("a/a:1", "a", Some(Slot::Active)) };
+    let actual = Actual { held: vec![unknown], ..Actual::default() };
+    let desired =
+        Desired { models: vec![wanted("a/a:1", "a", Active::Serve)], ..Desired::default() };
+    let plan = plan(&desired, &actual);
+    assert_eq!(plan.steps, []);
+    assert_eq!(plan.blocked[0].reason, "not admitted");
+}
