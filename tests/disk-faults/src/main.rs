@@ -31,16 +31,19 @@ struct Args {
     /// Works in this folder until killed; what the tests start.
     #[arg(long, hide = true)]
     worker: Option<PathBuf>,
-    /// Brings the second release into this folder; what the tests start.
+    /// Brings a release into this folder; what the tests start.
     #[arg(long, hide = true)]
     one_cycle: Option<PathBuf>,
+    /// Which one.
+    #[arg(long, hide = true, default_value_t = 2)]
+    release: u64,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = match (&args.worker, &args.one_cycle) {
         (Some(dir), _) => work::forever(dir),
-        (None, Some(dir)) => work::second(dir),
+        (None, Some(dir)) => work::one(dir, args.release),
         (None, None) => all(&args),
     };
     match done {

@@ -84,9 +84,9 @@ fn say(line: &str) -> anyhow::Result<()> {
 }
 
 /// Brings the second release in, once.
-pub(crate) fn second(dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn one(dir: &Path, release: u64) -> anyhow::Result<()> {
     let registry = open(dir)?;
-    cycle(registry.store(), registry.blobs(), registry.owner(), 2)
+    cycle(registry.store(), registry.blobs(), registry.owner(), release)
 }
 
 /// One release: downloaded, verified, installed, activated; garbage collected.
