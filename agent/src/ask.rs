@@ -241,7 +241,7 @@ impl Relay {
                     if self.parser.as_ref().is_some_and(OutputParser::is_over) {
                         // No more calls are wanted: the generation is dropped, and cancelled.
                         usage.completion_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
-                        usage.decode_ms = millis_since(&mut began);
+                        usage.decode_us = began.elapsed().as_micros() as u64;
                         break End::Done { reason: FinishReason::Stop, usage };
                     }
                 }

@@ -208,7 +208,7 @@ async fn keep_contract(app: &App, model: &LoadedModel, health: &Health) -> Resul
             match event {
                 fulmar_inference::engine::Event::Token { text: more, .. } => text += &more,
                 fulmar_inference::engine::Event::Done { usage, .. } => {
-                    if usage.decode_ms > 0 && usage.completion_tokens > 1 {
+                    if usage.decode_us > 0 && usage.completion_tokens > 1 {
                         speed = crate::http::tokens_per_s(&usage);
                     }
                 }

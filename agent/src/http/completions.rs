@@ -228,7 +228,7 @@ fn add(total: &mut Usage, usage: &Usage) {
     total.cached_tokens += usage.cached_tokens;
     total.queue_ms = total.queue_ms.max(usage.queue_ms);
     total.prompt_ms = total.prompt_ms.max(usage.prompt_ms);
-    total.decode_ms = total.decode_ms.max(usage.decode_ms);
+    total.decode_us = total.decode_us.max(usage.decode_us);
 }
 
 async fn whole(answers: Vec<Answer>, frame: &Frame) -> Result<Response, ApiError> {

@@ -44,17 +44,17 @@ pub(crate) fn timings(usage: &Usage) -> Value {
     json!({
         "queue_ms": usage.queue_ms,
         "prompt_ms": usage.prompt_ms,
-        "decode_ms": usage.decode_ms,
+        "decode_ms": usage.decode_us as f64 / 1000.0,
         "decode_tokens_per_s": tokens_per_s(usage),
     })
 }
 
 /// Tokens per second after the first; 0 when there were none.
 pub(crate) fn tokens_per_s(usage: &Usage) -> f64 {
-    if usage.decode_ms == 0 || usage.completion_tokens < 2 {
+    if usage.decode_us == 0 || usage.completion_tokens < 2 {
         return 0.0;
     }
-    f64::from(usage.completion_tokens - 1) * 1000.0 / usage.decode_ms as f64
+    f64::from(usage.completion_tokens - 1) * 1e6 / usage.decode_us as f64
 }
 
 /// A token's text; what is no whole character shows as a replacement mark.

@@ -1,6 +1,6 @@
 //! One answer in the making: choosing tokens, turning them into text, knowing when it is over.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::queue::{Held, Place};
 use super::request::{Event, FinishReason, Logprobs, TopToken, Usage};
@@ -238,15 +238,16 @@ impl Answer {
 
     /// The last event.
     pub(crate) fn finish(mut self, end: End, now: Instant) {
-        let between = |from: Option<Instant>, to: Instant| {
-            from.map_or(0, |from| to.saturating_duration_since(from).as_millis() as u64)
+        let since = |from: Option<Instant>, to: Instant| {
+            from.map_or(Duration::ZERO, |from| to.saturating_duration_since(from))
         };
+        let between = |from, to| since(from, to).as_millis() as u64;
         let usage = Usage {
             prompt_tokens: count(self.prompt_tokens),
             completion_tokens: count(self.completion_tokens),
             cached_tokens: count(self.cached_tokens),
             prompt_ms: between(self.started_at, self.first_at.unwrap_or(now)),
-            decode_ms: between(self.first_at, now),
+            decode_us: since(self.first_at, now).as_micros() as u64,
             queue_ms: between(Some(self.accepted_at), self.started_at.unwrap_or(now)),
         };
         match end {

@@ -232,8 +232,8 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// From acceptance to the first token, the time in the queue left out.
     pub prompt_ms: u64,
-    /// From the first token to the last.
-    pub decode_ms: u64,
+    /// From the first token to the last, in microseconds: a small model is done within a millisecond.
+    pub decode_us: u64,
     /// In the queue.
     pub queue_ms: u64,
 }

@@ -83,7 +83,7 @@ fn say(line: &str) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-/// Brings the second release in, once.
+/// Brings a release in, once.
 pub(crate) fn one(dir: &Path, release: u64) -> anyhow::Result<()> {
     let registry = open(dir)?;
     cycle(registry.store(), registry.blobs(), registry.owner(), release)

@@ -24,6 +24,8 @@ pub(super) enum Shape {
 
 /// Nanoseconds, Ollama's unit.
 const NS_PER_MS: u64 = 1_000_000;
+/// Nanoseconds, Ollama's unit.
+const NS_PER_US: u64 = 1_000;
 
 /// A part of an answer, or all of it.
 #[derive(Debug, Default)]
@@ -77,16 +79,17 @@ impl Said {
 }
 
 fn finish(object: &mut Value, reason: &str, usage: &Usage) {
-    let total_ms = usage.queue_ms + usage.prompt_ms + usage.decode_ms;
+    let decode_ns = usage.decode_us * NS_PER_US;
+    let total_ns = (usage.queue_ms + usage.prompt_ms) * NS_PER_MS + decode_ns;
     for (field, value) in [
         ("done", Value::Bool(true)),
         ("done_reason", reason.into()),
-        ("total_duration", (total_ms * NS_PER_MS).into()),
+        ("total_duration", total_ns.into()),
         ("load_duration", 0.into()),
         ("prompt_eval_count", usage.prompt_tokens.into()),
         ("prompt_eval_duration", (usage.prompt_ms * NS_PER_MS).into()),
         ("eval_count", usage.completion_tokens.into()),
-        ("eval_duration", (usage.decode_ms * NS_PER_MS).into()),
+        ("eval_duration", decode_ns.into()),
     ] {
         object[field] = value;
     }
