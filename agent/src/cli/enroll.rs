@@ -74,6 +74,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// What the control plane refused, or what could not be written.
+#[cfg(feature = "control-plane")] // The quickstart's device joins in the process that made the token.
 pub(crate) async fn join(
     state: &Arc<State>,
     token: &str,
