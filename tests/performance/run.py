@@ -78,9 +78,21 @@ def llama_python(options):
         if options.cpu == "avx2":
             env["CMAKE_ARGS"] = AVX2
         print("building llama-cpp-python from its source: some minutes", file=sys.stderr)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-binary", "llama-cpp-python", "numpy", "gguf",
+        # pip's cache does not know what a wheel was built for.
+        subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-cache-dir", "--no-binary", "llama-cpp-python", "numpy", "gguf",
                         f"llama-cpp-python=={VERSION}"], check=True, env=env)
     return str(python)
+
+
+def check_instructions(options, python):
+    """Stops where llama.cpp was built for other instructions than the comparison says."""
+    script = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+    info = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True).stdout
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    expected = options.cpu == "best" and "avx512_vnni" in flags
+    if ("AVX512 = 1" in info) != expected:
+        sys.exit(f"llama.cpp in {Path(python).parents[1]}: found {info.strip()!r}, expected it {'with' if expected else 'without'} "
+                 "AVX-512: remove the folder to have it built again")
 
 
 def throughput(options):
@@ -128,25 +140,42 @@ def contestants(options, fulmar, python, ty):
         yield "llama.cpp, huge pages", [*llama, "mmap=0"], {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
+PEER_RUNS = {"prefill": ["-p", "512", "-n", "0"], "decode": ["-p", "0", "-n", "128"],
+             "depth4096": ["-p", "0", "-n", "0", "-gp", "4096,32"]}
+
+
 def peer(options, cell, ty):
-    """Another fork's best median of its modes, in tokens per second; none where it cannot run the cell."""
-    run = {"prefill": ["-p", "512", "-n", "0"], "decode": ["-p", "0", "-n", "128"],
-           "depth4096": ["-p", "0", "-n", "0", "-gp", "4096,32"]}.get(cell)
-    if not options.peer_bench or not run:
+    """Another fork's samples by its modes, in tokens per second; none where it cannot run the cell."""
+    if not options.peer_bench or cell not in [*PEER_RUNS, "decode16"]:
         return None
     help_text = subprocess.run([str(options.peer_bench), "--help"], capture_output=True, text=True).stdout
-    modes = [[]] + [[flag, "1"] for flag in ("-rtr", "-thp") if flag + "," in help_text]
-    modes += [["-rtr", "1", "-thp", "1"]] if len(modes) == 3 else []
+    modes = [[]] + [[flag] for flag in ("-rtr", "-thp") if flag + "," in help_text]
+    modes += [["-rtr", "-thp"]] if len(modes) == 3 else []
+    common = ["-m", str(model(options, ty)), "-t", str(options.threads)]
     best = {}
     for mode in modes:
-        words = [str(options.peer_bench), "-m", str(model(options, ty)), "-t", str(options.threads), "-fa", "1",
-                 "-r", str(options.pairs), "-o", "json", *run, *mode]
+        if cell == "decode16":
+            words = [str(options.peer_bench.with_name("llama-batched-bench")), *common, "-fa", "on", "-c", "4096", "-b", "2048",
+                     "-npp", "1", "-ntg", "32", "-npl", ",".join(["16"] * options.pairs), *mode]
+        else:
+            words = [str(options.peer_bench), *common, "-fa", "1", "-r", str(options.pairs), "-o", "json",
+                     *PEER_RUNS[cell], *(word for flag in mode for word in (flag, "1"))]
         done = subprocess.run(words, capture_output=True, text=True)
         try:
-            best[" ".join(mode) or "plain"] = json.loads(done.stdout)[-1]["samples_ts"]
+            best[" ".join(mode) or "plain"] = samples(cell, done.stdout + done.stderr if cell == "decode16" else done.stdout)
         except (ValueError, LookupError):
-            print(f"  {' '.join(words)}: no result: {done.stderr[-300:]}", file=sys.stderr)
+            print(f"  {' '.join(words)}: no result: {done.stdout[-300:]} {done.stderr[-300:]}", file=sys.stderr)
     return best or None
+
+
+def samples(cell, output):
+    if cell != "decode16":
+        return json.loads(output)[-1]["samples_ts"]
+    rows = [line.strip("| ").split("|") for line in output.splitlines() if line.startswith("|")]
+    speeds = [float(row[7]) for row in rows if row[0].strip().isdigit()]
+    if not speeds:
+        raise ValueError("no rows")
+    return speeds
 
 
 def spread(values, name):
@@ -178,6 +207,7 @@ def main():
     options = arguments()
     options.models.mkdir(parents=True, exist_ok=True)
     python, fulmar = llama_python(options), throughput(options)
+    check_instructions(options, python)
     make_models(options, python)
     results = []
     print(f"{options.shape}, {options.threads} threads, {options.pairs} runs each, medians (least to most); tokens/s, "

@@ -230,16 +230,20 @@ impl Rows<'_> {
         let mut base = seen.iter().map(|s| s.0).min().unwrap_or(0) / STEP_TOKENS * STEP_TOKENS;
         while base < end {
             let blocks = (end - base).min(STEP_TOKENS).div_ceil(BLOCK_TOKENS);
-            for block in 0..blocks {
-                let unit = (self.units)(base / BLOCK_TOKENS + block);
-                key_scores::<S, BYTES, R>(
-                    self.shape,
-                    unit,
-                    queries,
-                    scores.add(block * BLOCK_TOKENS),
-                );
-            }
             let positions = blocks * BLOCK_TOKENS;
+            let mut units = [&[][..]; STEP_TOKENS / BLOCK_TOKENS];
+            for (block, unit) in units[..blocks].iter_mut().enumerate() {
+                *unit = (self.units)(base / BLOCK_TOKENS + block);
+            }
+            let mut first = 0;
+            while R <= 2 && first + 4 * S::LANES <= positions {
+                key_scores::<S, BYTES, R, 4>(self.shape, &units, first, queries, scores);
+                first += 4 * S::LANES;
+            }
+            while first < positions {
+                key_scores::<S, BYTES, R, 2>(self.shape, &units, first, queries, scores);
+                first += 2 * S::LANES;
+            }
             for r in 0..self.rows {
                 let from = self.sees[r].0.saturating_sub(base).min(positions);
                 let to = self.sees[r].1.saturating_sub(base).min(positions);
@@ -256,15 +260,22 @@ impl Rows<'_> {
             }
             let to = (end - base).min(positions);
             for block in 0..blocks {
-                let unit = (self.units)(base / BLOCK_TOKENS + block);
+                let unit = units[block];
                 let positions = (to - block * BLOCK_TOKENS).min(BLOCK_TOKENS);
-                add_values::<S, BYTES, R>(
-                    self.shape,
-                    unit,
-                    scores.add(block * BLOCK_TOKENS),
-                    positions,
-                    results,
-                );
+                let next = (base + STEP_TOKENS) / BLOCK_TOKENS + block;
+                let ahead = if next * BLOCK_TOKENS < end { (self.units)(next) } else { unit };
+                let (ahead, weights) = (ahead.as_ptr(), scores.add(block * BLOCK_TOKENS));
+                let mut d = 0;
+                while R <= 2 && d + 4 * S::LANES <= padded {
+                    let part = (d, positions);
+                    add_values::<S, BYTES, R, 4>(self.shape, unit, ahead, part, weights, results);
+                    d += 4 * S::LANES;
+                }
+                while d < padded {
+                    let part = (d, positions);
+                    add_values::<S, BYTES, R, 2>(self.shape, unit, ahead, part, weights, results);
+                    d += 2 * S::LANES;
+                }
             }
             base += STEP_TOKENS;
         }
@@ -282,42 +293,50 @@ unsafe fn load<S: Simd, const BYTES: usize>(p: *const u8, index: usize) -> S::F 
     }
 }
 
-/// Scores of a block's keys: `scores[r * STEP_TOKENS + position]`.
+/// Scores of `N` registers of keys, from the first position of `units` on:
+/// `scores[r * STEP_TOKENS + position]`. Meanwhile fetches the units' values.
 #[inline(always)]
-unsafe fn key_scores<S: Simd, const BYTES: usize, const R: usize>(
+unsafe fn key_scores<S: Simd, const BYTES: usize, const R: usize, const N: usize>(
     shape: &CacheShape,
-    unit: &[u8],
+    units: &[&[u8]],
+    first: usize,
     queries: *const f32,
     scores: *mut f32,
 ) {
-    let keys = unit.as_ptr();
-    let scales = keys.add(shape.scales_at()).cast::<f32>();
-    let mut part = 0;
-    while part < BLOCK_TOKENS {
-        let mut acc = [[S::zero(); 2]; R];
-        let mut scale = [S::zero(); 2];
-        for d in 0..shape.dims {
-            let mut k0 = load::<S, BYTES>(keys, d * BLOCK_TOKENS + part);
-            let mut k1 = load::<S, BYTES>(keys, d * BLOCK_TOKENS + part + S::LANES);
+    let mut keys = [std::ptr::null(); N];
+    let mut key_scales = [std::ptr::null(); N];
+    for i in 0..N {
+        let at = first + i * S::LANES;
+        let unit = units[at / BLOCK_TOKENS].as_ptr();
+        keys[i] = unit.add(at % BLOCK_TOKENS * BYTES);
+        key_scales[i] = unit.add(shape.scales_at()).cast::<f32>().wrapping_add(at % BLOCK_TOKENS);
+    }
+    let mut acc = [[S::zero(); N]; R];
+    let mut scale = [S::zero(); N];
+    for d in 0..shape.dims {
+        let mut k = [S::zero(); N];
+        for i in 0..N {
+            let key = keys[i].add(d * BLOCK_TOKENS * BYTES);
+            S::prefetch(key.wrapping_add(shape.values_at()));
+            k[i] = load::<S, BYTES>(key, 0);
             if BYTES == 1 {
                 if d % DIMS_MULTIPLE == 0 {
-                    let scales = scales.add(d / DIMS_MULTIPLE * BLOCK_TOKENS + part);
-                    scale = [S::load(scales), S::load(scales.add(S::LANES))];
+                    scale[i] = S::load(key_scales[i].add(d / DIMS_MULTIPLE * BLOCK_TOKENS));
                 }
-                k0 = S::mul(k0, scale[0]);
-                k1 = S::mul(k1, scale[1]);
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let q = S::splat(*queries.add(d * R + r));
-                acc[0] = S::fma(q, k0, acc[0]);
-                acc[1] = S::fma(q, k1, acc[1]);
+                k[i] = S::mul(k[i], scale[i]);
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
-            S::store(scores.add(r * STEP_TOKENS + part), acc[0]);
-            S::store(scores.add(r * STEP_TOKENS + part + S::LANES), acc[1]);
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let q = S::splat(*queries.add(d * R + r));
+            for i in 0..N {
+                acc[i] = S::fma(q, k[i], acc[i]);
+            }
         }
-        part += 2 * S::LANES;
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        for i in 0..N {
+            S::store(scores.add(r * STEP_TOKENS + first + i * S::LANES), acc[i]);
+        }
     }
 }
 
@@ -371,46 +390,50 @@ unsafe fn soften<S: Simd>(
     *sum += S::sum(total);
 }
 
-/// Adds the block's values, weighted: `results[r * dims_padded + d]`.
+/// Adds `N` registers of a block's values from dimension `d` on, weighted:
+/// `results[r * dims_padded + d]`. Meanwhile fetches as many bytes from `ahead`.
 #[inline(always)]
-unsafe fn add_values<S: Simd, const BYTES: usize, const R: usize>(
+unsafe fn add_values<S: Simd, const BYTES: usize, const R: usize, const N: usize>(
     shape: &CacheShape,
     unit: &[u8],
+    ahead: *const u8,
+    (d, positions): (usize, usize),
     weights: *const f32,
-    positions: usize,
     results: *mut f32,
 ) {
     let padded = shape.dims_padded();
     let values = unit.as_ptr().add(shape.values_at());
     let scales =
         unit.as_ptr().add(shape.scales_at()).cast::<f32>().add(shape.scales() * BLOCK_TOKENS);
-    let mut d = 0;
-    while d < padded {
-        let mut acc = [[S::zero(); 2]; R];
-        for (r, acc) in acc.iter_mut().enumerate() {
-            *acc = [
-                S::load(results.add(r * padded + d)),
-                S::load(results.add(r * padded + d + S::LANES)),
-            ];
+    let mut acc = [[S::zero(); N]; R];
+    for (r, acc) in acc.iter_mut().enumerate() {
+        for i in 0..N {
+            acc[i] = S::load(results.add(r * padded + d + i * S::LANES));
         }
-        for position in 0..positions {
-            let mut v0 = load::<S, BYTES>(values, position * padded + d);
-            let mut v1 = load::<S, BYTES>(values, position * padded + d + S::LANES);
+    }
+    for position in 0..positions {
+        let mut v = [S::zero(); N];
+        for i in 0..N {
+            let at = d + i * S::LANES;
+            S::prefetch(
+                ahead.wrapping_add((d * BLOCK_TOKENS + (position * N + i) * S::LANES) * BYTES),
+            );
+            v[i] = load::<S, BYTES>(values, position * padded + at);
             if BYTES == 1 {
-                let scale = S::splat(*scales.add(position * shape.scales() + d / DIMS_MULTIPLE));
-                v0 = S::mul(v0, scale);
-                v1 = S::mul(v1, scale);
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let w = S::splat(*weights.add(r * STEP_TOKENS + position));
-                acc[0] = S::fma(w, v0, acc[0]);
-                acc[1] = S::fma(w, v1, acc[1]);
+                let scale = *scales.add(position * shape.scales() + at / DIMS_MULTIPLE);
+                v[i] = S::mul(v[i], S::splat(scale));
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
-            S::store(results.add(r * padded + d), acc[0]);
-            S::store(results.add(r * padded + d + S::LANES), acc[1]);
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let w = S::splat(*weights.add(r * STEP_TOKENS + position));
+            for i in 0..N {
+                acc[i] = S::fma(w, v[i], acc[i]);
+            }
         }
-        d += 2 * S::LANES;
+    }
+    for (r, acc) in acc.iter().enumerate() {
+        for i in 0..N {
+            S::store(results.add(r * padded + d + i * S::LANES), acc[i]);
+        }
     }
 }
