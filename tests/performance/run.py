@@ -21,6 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -145,27 +146,34 @@ PEER_RUNS = {"prefill": ["-p", "512", "-n", "0"], "decode": ["-p", "0", "-n", "1
 
 
 def peer(options, cell, ty):
-    """Another fork's samples by its modes, in tokens per second; none where it cannot run the cell."""
+    """Another fork's commands by its modes; none where it has no benchmark of the cell."""
     if not options.peer_bench or cell not in [*PEER_RUNS, "decode16"]:
-        return None
+        return {}
     help_text = subprocess.run([str(options.peer_bench), "--help"], capture_output=True, text=True).stdout
     modes = [[]] + [[flag] for flag in ("-rtr", "-thp") if flag + "," in help_text]
     modes += [["-rtr", "-thp"]] if len(modes) == 3 else []
     common = ["-m", str(model(options, ty)), "-t", str(options.threads)]
-    best = {}
+    commands = {}
     for mode in modes:
         if cell == "decode16":
-            words = [str(options.peer_bench.with_name("llama-batched-bench")), *common, "-fa", "on", "-c", "4096", "-b", "2048",
-                     "-npp", "1", "-ntg", "32", "-npl", ",".join(["16"] * options.pairs), *mode]
+            words = [str(options.peer_bench.with_name("llama-batched-bench")), *common, "-fa", "on", "-c", "4096",
+                     "-b", "2048", "-npp", "1", "-ntg", "32", "-npl", "16", *mode]
         else:
-            words = [str(options.peer_bench), *common, "-fa", "1", "-r", str(options.pairs), "-o", "json",
+            words = [str(options.peer_bench), *common, "-fa", "1", "-r", "1", "-o", "json",
                      *PEER_RUNS[cell], *(word for flag in mode for word in (flag, "1"))]
-        done = subprocess.run(words, capture_output=True, text=True)
-        try:
-            best[" ".join(mode) or "plain"] = samples(cell, done.stdout + done.stderr if cell == "decode16" else done.stdout)
-        except (ValueError, LookupError):
-            print(f"  {' '.join(words)}: no result: {done.stdout[-300:]} {done.stderr[-300:]}", file=sys.stderr)
-    return best or None
+        commands["peer " + (" ".join(mode) or "plain")] = words
+    return commands
+
+
+def measure_peer(cell, words):
+    """Tokens per second of one run; none where the fork cannot run the file."""
+    with tempfile.TemporaryDirectory() as folder:  # it leaves a log where it runs
+        done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
+    try:
+        return samples(cell, done.stdout + done.stderr if cell == "decode16" else done.stdout)
+    except (ValueError, LookupError):
+        print(f"  {' '.join(words)}: no result: {done.stderr[-300:]}", file=sys.stderr)
+        return []
 
 
 def samples(cell, output):
@@ -188,8 +196,7 @@ def report(cell, ty, runs, others):
     """Prints a cell and gives what is kept of it."""
     _, key, more = CELLS[cell]
     values = {name: [run[key] for run in results] for name, results in runs.items()}
-    if others:
-        values |= {f"peer {mode}": samples for mode, samples in others.items()}
+    values |= {mode: speeds for mode, speeds in others.items() if speeds}
     medians = {name: statistics.median(v) for name, v in values.items()}
     choose = max if more else min
     ours, ratios = medians.pop("fulmar"), {}
@@ -218,10 +225,14 @@ def main():
         for _, command, env in programs:  # fulmar's copy is made once, and the file is in the page cache
             measure(command, dict(prompt=1, generate=0, threads=options.threads), env)
         runs = {name: [] for name, _, _ in programs}
+        peers = peer(options, cell, ty)
+        others = {name: [] for name in peers}
         for _ in range(options.pairs):
             for name, command, env in programs:
                 runs[name].append(measure(command, settings, env))
-        results.append(report(cell, ty, runs, peer(options, cell, ty)))
+            for name, words in peers.items():
+                others[name] += measure_peer(cell, words)
+        results.append(report(cell, ty, runs, others))
         out = options.out or options.models / "results.json"
         out.write_text(json.dumps(dict(shape=options.shape, threads=options.threads, cpu=options.cpu, cells=results), indent=1))
 
