@@ -217,7 +217,10 @@ pub(crate) fn check_imported(
 
 /// A folder that is converted on its way in: `model.sig` in it must name every file that lies
 /// there, since each may end up in the model.
-fn check_folder(folder: &Path, rules: &Rules, now_s: i64) -> anyhow::Result<Signing> {
+///
+/// # Errors
+/// As [`check`]; when the bundle or a file cannot be read.
+pub(crate) fn check_folder(folder: &Path, rules: &Rules, now_s: i64) -> anyhow::Result<Signing> {
     let found = beside(&folder.join("model"))?;
     let Some(bundle) = found.filter(|_| rules.bundles == Bundles::Verify) else {
         // Nothing to verify, or told not to: the digest does not matter.

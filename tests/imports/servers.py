@@ -10,6 +10,7 @@ on to a third server, as hubs do with their CDN; what it saw of `Authorization` 
 Behaviours, by path of the CDN or by name of the repository:
     acme/tiny      plain        acme/cut     cuts each answer after 400 kB
     acme/lies      flips a bit  acme/endless sends on without end
+    acme/checkpoint has no GGUF file, and what is put at /checkpoint/NAME
 """
 
 import base64
@@ -28,6 +29,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_secret"
 USER, PASSWORD = "pump", "s3cret:with colon"
 CUT_AFTER = 400_000
+CHECKPOINT = {}  # files of acme/checkpoint, by name: put there with PUT /checkpoint/NAME
 EXTRA = {}  # more files of acme/signed, by name: put there with PUT /files/NAME
 seen, asked = [], []
 
@@ -82,7 +84,7 @@ class Cdn(Handler):
         seen.append(self.headers.get("Authorization"))
         asked.append([self.path, self.headers.get("Range")])
         repository, name = unquote(urlsplit(self.path).path)[1:].rsplit("/", 1)
-        data = EXTRA.get(name, MODEL)
+        data = CHECKPOINT[name] if repository == "acme/checkpoint" else EXTRA.get(name, MODEL)
         if repository == "acme/lies":
             data = bytearray(data)
             data[len(data) // 2] ^= 1
@@ -116,12 +118,20 @@ class Cdn(Handler):
         self.answer(200, MODEL)
 
 
+def is_large(name):
+    """Whether a file is in large file storage, where its SHA-256 is known."""
+    return name.endswith((".gguf", ".safetensors")) or name == "tokenizer.json"
+
+
 class Hub(Handler):
-    def files(self):
+    def files(self, repository=""):
+        if repository == "acme/checkpoint":
+            return CHECKPOINT
         return {"README.md": b"A tiny model.\n", "tiny-Q8_0.gguf": MODEL, **EXTRA}
 
     def do_PUT(self):
-        EXTRA[unquote(self.path.rsplit("/", 1)[1])] = self.body()
+        place = CHECKPOINT if self.path.startswith("/checkpoint/") else EXTRA
+        place[unquote(self.path.rsplit("/", 1)[1])] = self.body()
         self.answer(201)
 
     def do_HEAD(self):
@@ -138,7 +148,7 @@ class Hub(Handler):
             repository, kind, revision = "/".join(parts[2:4]), parts[4], parts[5]
             if revision not in ("main", "v1", COMMIT):
                 return self.answer(404, {"error": "no revision"}, X_Error_Code="RevisionNotFound")
-            return self.info(repository) if kind == "revision" else self.tree()
+            return self.info(repository) if kind == "revision" else self.tree(repository)
         if len(parts) >= 5 and parts[2] == "resolve":
             return self.resolve("/".join(parts[:2]), "/".join(parts[4:]))
         return self.answer(404, {"error": path}, X_Error_Code="RepoNotFound")
@@ -148,7 +158,7 @@ class Hub(Handler):
             "_id": "1", "id": repository, "modelId": repository, "sha": COMMIT, "private": True,
             "tags": ["gguf", "license:apache-2.0"], "downloads": 0, "likes": 0,
             "cardData": {"license": "apache-2.0"},
-            "siblings": [{"rfilename": name} for name in self.files()],
+            "siblings": [{"rfilename": name} for name in self.files(repository)],
         })
 
     def search(self, query):
@@ -169,21 +179,21 @@ class Hub(Handler):
                 found.append(entry | {field: whole[field] for field in fields})
         self.answer(200, found[: int(query.get("limit", ["1000"])[0])])
 
-    def tree(self):
+    def tree(self, repository):
         entries = []
-        for name, data in self.files().items():
+        for name, data in self.files(repository).items():
             entry = {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)}
-            if name.endswith(".gguf"):
+            if is_large(name):
                 oid = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {"oid": oid, "size": len(data), "pointerSize": 130}
             entries.append(entry)
         self.answer(200, entries)
 
     def resolve(self, repository, name):
-        data = self.files().get(name)
+        data = self.files(repository).get(name)
         if data is None:
             return self.answer(404, {"error": name}, X_Error_Code="EntryNotFound")
-        if not name.endswith(".gguf"):
+        if not is_large(name):
             etag = f'"{git_oid(data)}"'
             return self.answer(200, data, ETag=etag, X_Repo_Commit=COMMIT)
         etag = f'"{hashlib.sha256(data).hexdigest()}"'

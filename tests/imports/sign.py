@@ -1,11 +1,11 @@
 """Signs as a publisher would, with the `model-signing` package.
 
-    sign.py DIR FILE
+    sign.py DIR FILE [FOLDER]
 
 makes in DIR: FILE signed with a key (key.sig, key.pem) and with a certificate below a root
 (chain.sig, root.pem); a bundle over a folder with FILE in it (folder.sig); a key that signed
 nothing (other.pem); the key's bundle with one bit of its payload changed (changed.sig); a bundle
-as keyless signing makes it (keyless.sig).
+as keyless signing makes it (keyless.sig); a bundle over FOLDER (given.sig).
 """
 
 import base64
@@ -62,6 +62,10 @@ shutil.copy(model, folder / "tiny-Q8_0.gguf")
 (folder / "README.md").write_bytes(b"A tiny model.\n")
 signing.Config().use_elliptic_key_signer(private_key=place / "key.secret").sign(
     folder, place / "folder.sig")
+
+for given in sys.argv[3:]:
+    signing.Config().use_elliptic_key_signer(private_key=place / "key.secret").sign(
+        Path(given), place / "given.sig")
 
 root_key, leaf_key = secret("ca", ec.SECP384R1()), secret("leaf", ec.SECP384R1())
 root = certificate("Acme root", root_key, None, root_key, True)

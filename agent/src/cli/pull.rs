@@ -1,6 +1,8 @@
 //! `fulmar pull`: bringing a model in from elsewhere under the local owner's key. On an enrolled
 //! device it is refused: there, the fleet's owner decides.
 
+mod checkpoint;
+
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,8 +14,11 @@ use fulmar_policy::audit::{Event, Outcome};
 use fulmar_policy::{Action, Permit, Principal};
 use fulmar_registry::fetch::Pace;
 use fulmar_registry::gc::Hold;
-use fulmar_registry::import::hugging_face::{self, Hub};
-use fulmar_registry::import::{self, Imported, Network, Resolved, oci, ollama};
+use fulmar_registry::import::hugging_face::{self, Checkpoint, Found, Hub};
+use fulmar_registry::import::{
+    self, FoundBundle, Imported, Network, Remote, Resolved, oci, ollama,
+};
+use fulmar_registry::manifest::FileRole;
 use fulmar_registry::{ModelName, Options, Registry};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -27,7 +32,7 @@ use crate::{import as local, models};
 /// Arguments of `fulmar pull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// hf.co/ORG/REPO:QUANT[@REVISION], oci://HOST/REPO[:TAG|@sha256:…], ollama://NAME[:TAG] (its
+    /// hf.co/ORG/REPO:QUANT[@REVISION] (safetensors are converted where there is no GGUF file), oci://HOST/REPO[:TAG|@sha256:…], ollama://NAME[:TAG] (its
     /// local store), or a GGUF file.
     model: String,
     /// The name it gets here; default: after where it comes from.
@@ -82,7 +87,8 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     }
     let now_s = state.clock().now_s();
     let imported = super::runtime()?.block_on(async {
-        let (imported, signing) = bring_in(&registry, args, &config.sync, &rules, now_s).await?;
+        let asked = Asked { args, link: &config.sync, rules: &rules, now_s, dir: state.dir() };
+        let (imported, signing) = bring_in(&registry, &asked).await?;
         let told = json!({
             "publisher": signing,
             "name": imported.signed.name(),
@@ -108,14 +114,19 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Fetches, reads and signs.
-async fn bring_in(
-    registry: &Registry,
-    args: &Args,
-    link: &SyncConfig,
-    rules: &Rules,
+/// What is asked for, and under which rules.
+struct Asked<'a> {
+    args: &'a Args,
+    link: &'a SyncConfig,
+    rules: &'a Rules,
     now_s: i64,
-) -> anyhow::Result<(Imported, Signing)> {
+    /// The state directory.
+    dir: &'a Path,
+}
+
+/// Fetches, reads and signs.
+async fn bring_in(registry: &Registry, asked: &Asked<'_>) -> anyhow::Result<(Imported, Signing)> {
+    let Asked { args, link, rules, now_s, .. } = *asked;
     let given = args.signature.as_deref().map(signing::bundle_at).transpose()?;
     // Before a byte of the weights is fetched: their digest is known.
     let check = |resolved: &Resolved| {
@@ -136,10 +147,16 @@ async fn bring_in(
         if args.offline {
             hub.network = Network::Forbidden;
         }
-        let resolved = hugging_face::resolve(&hub, &reference).await?;
+        let remote = hub.remote()?;
+        let resolved = match hugging_face::find(&hub, &reference).await? {
+            Found::Model(resolved) => resolved,
+            Found::Checkpoint(checkpoint) => {
+                check_cost(&checkpoint.large)?;
+                return convert(registry, checkpoint, asked, given, named, (&remote, &pace)).await;
+            }
+        };
         let signing = check(&resolved)?;
         check_cost(&resolved)?;
-        let remote = hub.remote()?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
         (resolved, hold, signing)
@@ -175,6 +192,31 @@ async fn bring_in(
     };
     let name = named.unwrap_or_else(|| resolved.name.clone());
     Ok((sign(registry.clone(), resolved, name, hold).await?, signing))
+}
+
+/// Makes a model of a checkpoint.
+async fn convert(
+    registry: &Registry,
+    checkpoint: Checkpoint,
+    asked: &Asked<'_>,
+    given: Option<FoundBundle>,
+    named: Option<ModelName>,
+    (remote, pace): (&Remote, &Pace),
+) -> anyhow::Result<(Imported, Signing)> {
+    let mix = checkpoint::mix(&checkpoint)?;
+    let bundle = given.or_else(|| checkpoint.large.bundles.first().cloned());
+    let name = named.unwrap_or_else(|| checkpoint.large.name.clone());
+    let Asked { rules, now_s, dir, .. } = *asked;
+    // Before a byte of the weights is fetched: their digests are known. The other files follow.
+    for file in checkpoint.large.files.iter().filter(|file| file.role == FileRole::Weights) {
+        let called =
+            |bundle: FoundBundle| FoundBundle { weights_path: Some(file.path.clone()), ..bundle };
+        let bundle: Vec<FoundBundle> = bundle.clone().map(called).into_iter().collect();
+        signing::check(&bundle, &file.digest, rules, now_s)?;
+    }
+    let conversion =
+        checkpoint::Conversion { registry, checkpoint, mix, name, bundle, rules, now_s, dir };
+    conversion.run(remote, pace).await
 }
 
 /// Who asks a registry: the environment says, else a file of credentials.

@@ -61,9 +61,14 @@ impl Bar {
         self.0.set_message(progress.tensor.to_owned());
     }
 
+    /// Takes the bar off the terminal.
+    pub(super) fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+
     /// Clears the bar and prints one line.
     pub(super) fn finish(&self, output: &Path, summary: Summary) {
-        self.0.finish_and_clear();
+        self.clear();
         println!(
             "{}: {} tensors, {:.1} MB from {:.1} MB",
             output.display(),

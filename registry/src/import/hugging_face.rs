@@ -1,9 +1,14 @@
 //! Models out of Hugging Face repositories, or a hub of the same kind.
 //!
 //! `hf.co/ORG/REPO[:QUANT][@REVISION]`; the revision is pinned to a commit before anything is
-//! fetched, and every file is checked against the SHA-256 that the hub's index gives.
+//! fetched, and every file is checked against the digest that the hub's index gives. A repository
+//! without a GGUF file is a [`Checkpoint`], if it has safetensors.
+
+mod checkpoint;
 
 use serde::Deserialize;
+
+pub use checkpoint::Checkpoint;
 
 use super::GGUF_MEDIA_TYPE;
 use super::model_signing::BUNDLE_BYTES_MAX;
@@ -154,6 +159,9 @@ struct Entry {
     size: u64,
     #[serde(default)]
     lfs: Option<Lfs>,
+    /// Git's SHA-1 of a file that is not in large file storage.
+    #[serde(default)]
+    oid: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -162,12 +170,53 @@ struct Lfs {
     size: u64,
 }
 
-/// Finds the model that a reference means, at a pinned commit.
+/// What a reference means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A GGUF file.
+    Model(Resolved),
+    /// Safetensors, which a conversion makes a GGUF file of.
+    Checkpoint(Checkpoint),
+}
+
+/// A repository's files at a pinned commit.
+struct Listing {
+    /// `ORG/REPO`.
+    repository: String,
+    commit: String,
+    license: String,
+    entries: Vec<Entry>,
+    /// Where it is, with the commit.
+    from: String,
+}
+
+/// Finds the GGUF file that a reference means, at a pinned commit.
 ///
 /// # Errors
 /// [`RemoteError`].
 pub async fn resolve(hub: &Hub, reference: &Reference) -> Result<Resolved, RemoteError> {
     let remote = hub.remote()?;
+    let listing = list(hub, &remote, reference).await?;
+    resolve_file(hub, &remote, &listing, reference).await
+}
+
+/// Finds what a reference means, at a pinned commit: a GGUF file, or a checkpoint where the
+/// repository has none.
+///
+/// # Errors
+/// [`RemoteError`].
+pub async fn find(hub: &Hub, reference: &Reference) -> Result<Found, RemoteError> {
+    let remote = hub.remote()?;
+    let listing = list(hub, &remote, reference).await?;
+    let has_file = listing.entries.iter().any(|e| e.kind == "file" && is_model(&e.path));
+    if has_file || !checkpoint::is_there(&listing.entries) {
+        return Ok(Found::Model(resolve_file(hub, &remote, &listing, reference).await?));
+    }
+    let wanted = reference.wanted.as_deref();
+    Ok(Found::Checkpoint(checkpoint::resolve(hub, &remote, &listing, wanted).await?))
+}
+
+async fn list(hub: &Hub, remote: &Remote, reference: &Reference) -> Result<Listing, RemoteError> {
     let repository = format!("{}/{}", reference.organisation, reference.repository);
     let revision = reference.revision.as_deref().unwrap_or("main");
     let api = format!("{}/api/models/{repository}", hub.endpoint);
@@ -187,24 +236,25 @@ pub async fn resolve(hub: &Hub, reference: &Reference) -> Result<Resolved, Remot
         page = next;
     }
     let from = format!("{}/{repository}@{}", hub.endpoint, info.sha);
-    let (entry, quantization) = choose(&entries, reference.wanted.as_deref(), &from)?;
-    let (digest, size_bytes) = checked(entry, &from)?;
-    let url =
-        format!("{}/{repository}/resolve/{}/{}", hub.endpoint, info.sha, encoded(&entry.path));
+    Ok(Listing { repository, license: license(&info), commit: info.sha, entries, from })
+}
+
+async fn resolve_file(
+    hub: &Hub,
+    remote: &Remote,
+    listing: &Listing,
+    reference: &Reference,
+) -> Result<Resolved, RemoteError> {
+    let Listing { repository, commit, entries, from, .. } = listing;
+    let (entry, quantization) = choose(entries, reference.wanted.as_deref(), from)?;
+    let (digest, size_bytes) = checked(entry, from)?;
+    let url = format!("{}/{repository}/resolve/{commit}/{}", hub.endpoint, encoded(&entry.path));
     let file_name = entry.path.rsplit('/').next().unwrap_or(&entry.path).to_owned();
-    let bundle = bundle(hub, &remote, &entries, &entry.path, &repository, &info.sha).await?;
-    let bundles = bundle.into_iter().collect();
-    let tag = tag_of(&quantization);
-    let name = ModelName::new(
-        &name_part(&reference.organisation),
-        &name_part(&reference.repository),
-        &tag,
-    )
-    .map_err(|_| RemoteError::Reference { found: from.clone(), expected: EXPECTED })?;
+    let bundle = bundle(hub, remote, entries, &entry.path, repository, commit).await?;
     Ok(Resolved {
-        source: from,
-        name,
-        license: license(&info),
+        source: from.clone(),
+        name: model_name(repository, &quantization, from)?,
+        license: listing.license.clone(),
         files: vec![RemoteFile {
             role: FileRole::Weights,
             path: file_name,
@@ -213,8 +263,16 @@ pub async fn resolve(hub: &Hub, reference: &Reference) -> Result<Resolved, Remot
             digest,
             urls: vec![url],
         }],
-        bundles,
+        bundles: bundle.into_iter().collect(),
     })
+}
+
+/// The name that a repository's model of a quantisation gets.
+fn model_name(repository: &str, quantization: &str, from: &str) -> Result<ModelName, RemoteError> {
+    let (organisation, repository) = repository.split_once('/').unwrap_or(("", repository));
+    let (organisation, repository) = (name_part(organisation), name_part(repository));
+    ModelName::new(&organisation, &repository, &tag_of(quantization))
+        .map_err(|_| RemoteError::Reference { found: from.to_owned(), expected: EXPECTED })
 }
 
 /// The publisher's signature: of this file, or of the whole repository.
@@ -269,7 +327,7 @@ fn choose<'a>(
     let refuse = |reason: String| {
         let list: Vec<&str> = models.iter().take(30).map(|entry| entry.path.as_str()).collect();
         let found = match list.is_empty() {
-            true => "no GGUF files (fulmar convert makes one of safetensors)".to_owned(),
+            true => "no GGUF files, and no config.json with *.safetensors beside it".to_owned(),
             false => list.join(", "),
         };
         RemoteError::NoModel { from: from.to_owned(), reason, found }
@@ -387,7 +445,7 @@ mod tests {
     use super::*;
 
     fn entry(path: &str) -> Entry {
-        Entry { kind: "file".into(), path: path.into(), size: 1, lfs: None }
+        Entry { kind: "file".into(), path: path.into(), size: 1, lfs: None, oid: String::new() }
     }
 
     fn chosen(paths: &[&str], wanted: Option<&str>) -> Result<(String, String), RemoteError> {
@@ -415,9 +473,7 @@ mod tests {
         assert_eq!((path.as_str(), quantization.as_str()), ("m-Q4_K_S.gguf", "Q4_K_S"));
         assert_eq!(chosen(&paths, None).unwrap().0, "m-Q4_K_M.gguf");
         assert!(chosen(&paths, Some("K_M")).is_err_and(|e| e.to_string().contains("K_M")));
-        assert!(
-            chosen(&["model.safetensors"], None).is_err_and(|e| e.to_string().contains("convert"))
-        );
+        assert!(chosen(&["model.bin"], None).is_err_and(|e| e.to_string().contains("safetensors")));
         assert!(chosen(&["m-Q8_0-00001-of-00002.gguf"], None).is_err());
     }
 
