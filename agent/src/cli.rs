@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 
+use crate::causes;
 use crate::config::Config;
 use crate::logging::{self, Console};
 use crate::state::State;
@@ -154,7 +155,7 @@ pub(crate) fn main() -> ExitCode {
     match dispatch(&place, command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("fulmar: failed to {error:#}");
+            eprintln!("fulmar: failed to {}", causes::line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

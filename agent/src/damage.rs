@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::app::App;
 use crate::models::{LoadedModel, ModelError};
-use crate::{import, state};
+use crate::{causes, import, state};
 
 /// How often broken models are looked for while nobody says that one is.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
@@ -69,7 +69,7 @@ pub(crate) async fn fetch_again(app: &App, broken: &Notify) {
                 Ok(()) => tracing::info!(model = name, "a damaged model was fetched again"),
                 Err(error) => {
                     failed = true;
-                    let reason = format!("{error:#}");
+                    let reason = causes::line(error.as_ref());
                     tracing::error!(model = name, reason, "a damaged model was not fetched again");
                 }
             }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::models::{LoadedModel, ModelError};
-use crate::{damage, standing};
+use crate::{causes, damage, standing};
 
 /// Tokens of a golden prompt's answer at most.
 const GOLDEN_TOKENS_MAX: u32 = 256;
@@ -174,7 +174,7 @@ async fn try_out(app: Weak<App>, model: VerifiedModel) -> Checked {
             return Checked::NotNow { reason: error.to_string() };
         }
         Err(error) => {
-            return Checked::Unhealthy { reason: format!("{:#}", anyhow::Error::new(error)) };
+            return Checked::Unhealthy { reason: causes::line(&error) };
         }
     };
     match keep_contract(&app, &loaded, &health).await {

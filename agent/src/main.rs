@@ -4,6 +4,7 @@
 
 mod app;
 mod ask;
+mod causes;
 mod cli;
 mod client;
 mod config;

@@ -24,6 +24,7 @@ use tokio::sync::Mutex;
 
 pub(crate) use draft::Drafts;
 
+use crate::causes;
 use crate::search::Facts;
 
 /// Why a model does not answer.
@@ -350,7 +351,7 @@ impl Models {
                 return Err(ModelError::NoRoom { name, reason: error.to_string() });
             }
             Err(error) => {
-                let reason = format!("{:#}", anyhow::Error::new(error));
+                let reason = causes::line(&error);
                 return Err(self.unsound(&verified, &name, reason).await);
             }
         }

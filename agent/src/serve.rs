@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::http::{self, Listeners};
 use crate::models::Models;
 use crate::state::{self, State};
-use crate::{governor, import, standing, systemd};
+use crate::{causes, governor, import, standing, systemd};
 
 /// How often the audit log is signed while it grows.
 const SIGN_INTERVAL: Duration = Duration::from_secs(10);
@@ -212,7 +212,11 @@ async fn warm(app: &App) {
             && !app.models().drafts().is_draft(&model.name)
             && let Err(error) = app.loaded(&model.name).await
         {
-            tracing::warn!(model = model.name, error = %format!("{:#}", anyhow::Error::new(error)), "an active model is not loaded");
+            tracing::warn!(
+                model = model.name,
+                error = causes::line(&error),
+                "an active model is not loaded"
+            );
         }
     }
 }

@@ -8,6 +8,7 @@ use fulmar_registry::import::oci;
 use fulmar_registry::{Authority, Blobs, Manifest, ManifestFile, trust};
 
 use super::{Place, output};
+use crate::causes;
 use crate::config::Config;
 use crate::state::State;
 
@@ -49,7 +50,7 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let mut checks = vec![
         check(
             "configuration",
-            config.check().map(|()| "holds".into()).map_err(|e| format!("{e:#}")),
+            config.check().map(|()| "holds".into()).map_err(|e| causes::line(e.as_ref())),
         ),
         database(&state),
         audit_log(&state),
@@ -87,7 +88,7 @@ fn database(state: &State) -> Check {
 }
 
 fn audit_log(state: &State) -> Check {
-    let outcome = state.control_plane_audit_key().map_err(|error| format!("{error:#}")).and_then(
+    let outcome = state.control_plane_audit_key().map_err(|e| causes::line(e.as_ref())).and_then(
         |control_plane| {
             state
                 .store()

@@ -11,6 +11,7 @@ use fulmar_inference::gguf::Gguf;
 use fulmar_registry::{Digest, Manifest, ModelName, ModelRef, Registry, catalog};
 
 use super::Models;
+use crate::causes;
 
 /// Which model guesses ahead for which.
 #[derive(Debug, Clone, Default)]
@@ -91,7 +92,7 @@ impl Models {
         match self.engine.load_with(engine_name, gguf.clone(), options).await {
             Err(error @ LoadRefused::AlreadyLoaded { .. }) => Loading::plain(Err(error), None),
             Err(error) => {
-                let reason = format!("{:#}", anyhow::Error::new(error));
+                let reason = causes::line(&error);
                 Loading::plain(plain().await, refused(reason))
             }
             info => Loading {

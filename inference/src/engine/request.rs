@@ -289,7 +289,7 @@ pub enum Refused {
         reason: String,
     },
     /// The chat template refused the messages.
-    #[error("render the chat template: {0}")]
+    #[error("{0}")]
     Template(String),
     /// The grammar or schema can't be used.
     #[error("compile the constraint: {0}")]

@@ -181,6 +181,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Why a command failed: the error and its causes in one line.
+#[must_use]
+pub fn why(error: &(dyn std::error::Error + 'static)) -> String {
+    crate::failure::chain(error)
+}
+
 fn init(args: Init) -> anyhow::Result<ExitCode> {
     let registry_root = match &args.registry_root {
         Some(path) => {

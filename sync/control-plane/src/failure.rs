@@ -100,13 +100,17 @@ impl Failure {
     }
 }
 
-/// An error and its sources in one line.
+/// An error and its sources in one line. Many errors quote their source in their own words: what the
+/// line ends with already is not said again.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
         source = error.source();
     }
     text

@@ -14,7 +14,7 @@ fn main() -> std::process::ExitCode {
     match fulmar_control::cli::run(Cli::parse().args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("fulmar-control: failed to {error:#}");
+            eprintln!("fulmar-control: failed to {}", fulmar_control::cli::why(error.as_ref()));
             std::process::ExitCode::FAILURE
         }
     }

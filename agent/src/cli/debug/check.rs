@@ -9,6 +9,7 @@ use fulmar_inference::model::Architecture;
 use fulmar_inference::tokenizer::Tokenizer;
 
 use super::model::{BackendName, Compute, Sequence, open};
+use crate::causes;
 
 /// Arguments of `fulmar debug check`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +28,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            let line = format!("refused: failed to {error:#}").replace(['\n', '\r'], " ");
+            let line = format!("refused: failed to {}", causes::line(error.as_ref()))
+                .replace(['\n', '\r'], " ");
             eprintln!("{line}");
             Ok(ExitCode::FAILURE)
         }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::lines;
 use super::model::open;
+use crate::causes;
 
 /// Arguments of `fulmar debug render`.
 #[derive(Debug, clap::Args)]
@@ -51,21 +52,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     lines::answer(|given: Given| {
         let tokens = template.tokens(&given);
         let ready = compiled.entry(tokens).or_insert_with_key(|(bos, eos)| {
-            ChatTemplate::from_source(&template.source, bos, eos).map_err(|e| chain(&e))
+            ChatTemplate::from_source(&template.source, bos, eos).map_err(|e| causes::line(&e))
         });
         let rendered = match ready {
-            Ok(ready) => ready.render(&given.input(now_s)).map_err(|error| chain(&error)),
+            Ok(ready) => ready.render(&given.input(now_s)).map_err(|e| causes::line(&e)),
             Err(error) => Err(error.clone()),
         };
         Ok(rendered.map_or_else(Rendered::Error, Rendered::Text))
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Seconds since 1970 for templates that print the date: `SOURCE_DATE_EPOCH` where it is set
