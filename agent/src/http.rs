@@ -13,6 +13,7 @@ mod error;
 mod generation;
 mod listen;
 mod local;
+mod messages;
 mod metrics;
 mod models;
 mod ollama;
@@ -112,13 +113,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/embeddings", post(embeddings::embed))
-        .route("/api/version", get(ollama::version))
-        .route("/api/tags", get(ollama::tags))
-        .route("/api/ps", get(ollama::ps))
-        .route("/api/show", post(ollama::show))
-        .route("/api/chat", post(ollama::chat))
-        .route("/api/generate", post(ollama::generate))
-        .route("/api/embed", post(ollama::embed))
+        .merge(ollama::routes())
         .route("/fulmar/v1/search", get(search::search))
         .route("/fulmar/v1/status", get(local::status))
         .route("/fulmar/v1/ps", get(local::ps))

@@ -41,6 +41,13 @@ schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required
 formed = client.chat(model, messages, format=schema, options={"num_predict": 100}).message.content
 assert isinstance(json.loads(formed)["ok"], bool), formed
 
+told = client.chat(model, messages, logprobs=True, top_logprobs=2, options=greedy | {"num_predict": 3})
+assert len(told.logprobs) == told.eval_count == 3, told
+assert all(entry.logprob <= 0 and len(entry.top_logprobs) == 2 for entry in told.logprobs), told
+assert "".join(entry.token for entry in told.logprobs) == told.message.content, told
+usual = {"mirostat": 0, "num_keep": 4, "repeat_last_n": -1, "num_predict": 2}
+assert client.chat(model, messages, options=usual).eval_count == 2
+
 made = client.embed(model, ["a fan", "a valve"])
 assert len(made.embeddings) == 2 and len(made.embeddings[0]) == len(made.embeddings[1]) > 8
 assert abs(sum(x * x for x in made.embeddings[0]) - 1) < 1e-3 and made.prompt_eval_count > 1
@@ -52,7 +59,7 @@ left_s = (client.ps().models[0].expires_at - datetime.datetime.now(datetime.time
 assert 5300 < left_s < 5500, left_s
 client.chat(model, messages, options=greedy, keep_alive=-1)
 assert client.ps().models[0].expires_at is None
-client.embed(model, "a fan", keep_alive=0)
+client.embed(model, "a fan", truncate=True, keep_alive=0)
 deadline = time.monotonic() + 10
 while client.ps().models:
     assert time.monotonic() < deadline, "a model with keep_alive 0 is still loaded"
@@ -60,6 +67,10 @@ while client.ps().models:
 for status, word, call in [
     (404, "no/such:model", lambda: client.chat("no/such:model", messages)),
     (400, "images", lambda: client.generate(model, "a", images=[b"x"])),
+    (400, "content", lambda: client.chat(model, [{"role": "user"}])),
+    (404, "fulmar pull", lambda: client.pull("qwen3")),
+    (404, "fulmar rm", lambda: client.delete(model)),
+    (404, "/api/embed", lambda: client.embeddings(model, "a")),
     (400, "suffix", lambda: client.generate(model, "a", suffix="b")),
     (400, "keep_alive", lambda: client.chat(model, messages, keep_alive="soon")),
     (400, "num_ctx", lambda: client.chat(model, messages, options={"num_ctx": 10_000_000})),
@@ -79,5 +90,5 @@ try:
     ollama.Client(host=host).list()
     raise SystemExit("no token was asked for")
 except ollama.ResponseError as error:
-    assert error.status_code == 401, error
+    assert error.status_code == 401 and "fulmar token mint" in error.error, error
 print("ok")

@@ -59,6 +59,12 @@ try:
 except openai.BadRequestError as error:
     assert "tempratur" in str(error), error
 try:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    client.chat.completions.create(model=model, messages=[{"role": "user", "content": [image]}])
+    raise SystemExit("an image was accepted")
+except openai.BadRequestError as error:
+    assert error.param == "messages" and "image_url" in str(error), error
+try:
     openai.OpenAI(base_url=os.environ["BASE_URL"], api_key="wrong", max_retries=0).models.list()
     raise SystemExit("a wrong token was accepted")
 except openai.AuthenticationError:

@@ -25,6 +25,11 @@ pub(crate) fn fields<T: DeserializeOwned>(object: Map<String, Value>) -> Result<
         match path.as_str() {
             // The object itself: which field it is, stands in the reason.
             "." => ApiError::invalid(quoted(&reason), format!("read the request: {reason}")),
+            // A request's own fields are read in groups, so what was expected is not the whole list.
+            path if !path.contains(['.', '[']) && reason.starts_with("unknown field") => {
+                let why = "what would change the answer is refused, not ignored";
+                ApiError::invalid(Some(path), format!("unknown field {path}: {why}"))
+            }
             path => ApiError::invalid(Some(path), format!("read {path}: {reason}")),
         }
     })

@@ -14,7 +14,7 @@ use super::auth::Caller;
 use super::deadline::Deadline;
 use super::error::ApiError;
 use super::openai::ChatRequest;
-use super::reply::{events, finish_name, timings, token_text, top_token, usage_object};
+use super::reply::{events, finish_name, timings, token_object, usage_object};
 use crate::app::App;
 use crate::ask::{self, Answer, Part, Question};
 
@@ -193,14 +193,5 @@ fn call_object(call: &ToolCall, number: usize) -> Value {
 
 /// The log-probabilities of tokens, as chat completions write them.
 fn logprobs_object(logprobs: &[Logprobs]) -> Value {
-    let entry = |of: &Logprobs| {
-        let top: Vec<Value> = of.top.iter().map(top_token).collect();
-        json!({
-            "token": token_text(&of.bytes),
-            "logprob": of.chosen,
-            "bytes": of.bytes,
-            "top_logprobs": top,
-        })
-    };
-    json!({ "content": logprobs.iter().map(entry).collect::<Vec<_>>() })
+    json!({ "content": logprobs.iter().map(token_object).collect::<Vec<_>>() })
 }

@@ -12,7 +12,12 @@ use serde_json::json;
 
 use super::deadline::HEADER;
 use crate::ask::{AskError, Failure};
+use crate::causes;
 use crate::models::ModelError;
+
+/// An error's words, beside its response: for routes that put them in another shape.
+#[derive(Debug, Clone)]
+pub(crate) struct Said(pub(crate) String);
 
 /// A refusal or failure on its way to the client.
 #[derive(Debug)]
@@ -52,9 +57,15 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_token", message.into())
     }
 
+    /// A path that is not there: 404. `instead` says what is.
+    pub(crate) fn no_route(path: &str, instead: &str) -> Self {
+        let message = format!("no route {path}; {instead}");
+        Self::new(StatusCode::NOT_FOUND, "route_not_found", message)
+    }
+
     /// Something here went wrong: 500. The cause goes to the log, not to the client.
-    pub(crate) fn internal(what: &str, error: &dyn std::error::Error) -> Self {
-        tracing::error!(error = %chain(error), "failed to {what}");
+    pub(crate) fn internal(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        tracing::error!(error = %causes::line(error), "failed to {what}");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
@@ -70,21 +81,10 @@ impl ApiError {
     }
 }
 
-/// An error and all its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += ": ";
-        text += &error.to_string();
-        cause = error.source();
-    }
-    text
-}
-
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        response.extensions_mut().insert(Said(self.message));
         if let Some(wait_ms) = self.retry_after_ms {
             // Whole seconds, rounded up: RFC 9110, section 10.2.3.
             let seconds = HeaderValue::from(wait_ms.div_ceil(1000).max(1));
@@ -146,7 +146,7 @@ impl From<Failure> for ApiError {
 
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
-        let text = chain(&error);
+        let text = causes::line(&error);
         match error {
             ModelError::Name { .. } | ModelError::NotInstalled { .. } => {
                 let mut error = Self::new(StatusCode::NOT_FOUND, "model_not_found", text);
@@ -203,7 +203,7 @@ impl ApiError {
     }
 
     fn of_refused(refused: Refused, names: FieldNames) -> Self {
-        let text = chain(&refused);
+        let text = causes::line(&refused);
         match refused {
             Refused::QueueFull { retry_after_ms, .. }
             | Refused::QueueBytes { retry_after_ms, .. } => {
@@ -237,11 +237,9 @@ impl ApiError {
 
 /// A path that is not there: 404.
 pub(crate) async fn not_found(uri: Uri) -> ApiError {
-    let message = format!(
-        "no route {}; there are /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings",
-        uri.path()
-    );
-    ApiError::new(StatusCode::NOT_FOUND, "route_not_found", message)
+    let there = "there are /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings, \
+                 Ollama's below /api, /health and /metrics";
+    ApiError::no_route(uri.path(), there)
 }
 
 /// A path that is there, asked for in the wrong way: 405.

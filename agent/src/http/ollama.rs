@@ -9,10 +9,11 @@ mod request;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use axum::{Json, Router};
 use fulmar_inference::engine::KeepAlive;
 use fulmar_policy::Action;
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::auth::Caller;
 use super::deadline::Deadline;
-use super::error::{ApiError, FieldNames};
+use super::error::{self, ApiError, FieldNames, Said};
 use super::{body, local};
 use crate::app::App;
 use crate::ask::{self, EmbedQuestion, Question};
@@ -28,36 +29,56 @@ use crate::models::{Installed, LoadedModel};
 use answer::Shape;
 use request::{ChatRequest, EmbedRequest, GenerateRequest};
 
-/// An error in Ollama's shape: `{"error": "…"}`.
-#[derive(Debug)]
-pub(crate) struct OllamaError(ApiError);
-
-impl<E: Into<ApiError>> From<E> for OllamaError {
-    fn from(error: E) -> Self {
-        Self(error.into())
-    }
+/// Its routes.
+pub(super) fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/api/version", get(version))
+        .route("/api/tags", get(tags))
+        .route("/api/ps", get(ps))
+        .route("/api/show", post(show))
+        .route("/api/chat", post(chat))
+        .route("/api/generate", post(generate))
+        .route("/api/embed", post(embed))
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .route("/api/{*route}", any(not_served))
+        .layer(axum::middleware::map_response(in_ollamas_shape))
 }
 
-impl IntoResponse for OllamaError {
-    fn into_response(self) -> Response {
-        let text = json!({ "error": self.0.body()["error"]["message"] });
-        // Status and headers stay: what to do about an error does not depend on its shape.
-        let (mut parts, _) = self.0.into_response().into_parts();
-        parts.headers.remove(axum::http::header::CONTENT_LENGTH);
-        (parts, Json(text)).into_response()
-    }
+/// An error in Ollama's shape: `{"error": "…"}`. Status and headers stay: what to do about an error
+/// does not depend on its shape.
+async fn in_ollamas_shape(response: Response) -> Response {
+    let Some(Said(message)) = response.extensions().get().cloned() else { return response };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(axum::http::header::CONTENT_LENGTH);
+    (parts, Json(json!({ "error": message }))).into_response()
+}
+
+/// What Ollama has and this agent has not, or nobody has.
+async fn not_served(Path(route): Path<String>) -> ApiError {
+    let instead = match route.split('/').next().unwrap_or_default() {
+        "pull" | "push" | "create" | "copy" | "delete" | "blobs" => {
+            "what runs here is signed: models come and go by `fulmar pull` and `fulmar rm`, or by \
+             the fleet"
+        }
+        "embeddings" => "send `model` and `input` to /api/embed",
+        _ => {
+            "there are /api/chat, /api/generate, /api/embed, /api/tags, /api/show, /api/ps and \
+             /api/version"
+        }
+    };
+    ApiError::no_route(&format!("/api/{route}"), instead)
 }
 
 /// `/api/version`.
-pub(crate) async fn version(Caller(_): Caller) -> Json<Value> {
+async fn version(Caller(_): Caller) -> Json<Value> {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
 }
 
 /// `/api/tags`: the models that the caller may see.
-pub(crate) async fn tags(
+async fn tags(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
-) -> Result<Json<Value>, OllamaError> {
+) -> Result<Json<Value>, ApiError> {
     app.policy().decide(&principal, Action::ModelList, "-")?;
     let models = app.models().installed().await?;
     let seen: Vec<Value> = models
@@ -86,11 +107,11 @@ struct ShowRequest {
 }
 
 /// `/api/show`: one model.
-pub(crate) async fn show(
+async fn show(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
     body: Bytes,
-) -> Result<Json<Value>, OllamaError> {
+) -> Result<Json<Value>, ApiError> {
     let request: ShowRequest = body::fields(body::object(&body)?)?;
     let name = app.models().resolve(&request.model).await?;
     app.policy().decide(&principal, Action::ModelShow, &name)?;
@@ -110,10 +131,10 @@ pub(crate) async fn show(
 }
 
 /// `/api/ps`: the models in memory.
-pub(crate) async fn ps(
+async fn ps(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
-) -> Result<Json<Value>, OllamaError> {
+) -> Result<Json<Value>, ApiError> {
     app.policy().decide(&principal, Action::ModelList, "-")?;
     let now_s = app.state().clock().now_s();
     let mut loaded = Vec::new();
@@ -141,12 +162,12 @@ pub(crate) async fn ps(
 }
 
 /// `/api/embed`: texts to vectors.
-pub(crate) async fn embed(
+async fn embed(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
     Deadline(deadline): Deadline,
     body: Bytes,
-) -> Result<Json<Value>, OllamaError> {
+) -> Result<Json<Value>, ApiError> {
     let begun = std::time::Instant::now();
     let request = EmbedRequest::parse(&body)?;
     let (inputs, prompt) = request.inputs()?;
@@ -167,12 +188,12 @@ pub(crate) async fn embed(
 }
 
 /// `/api/chat`: the next message of a conversation.
-pub(crate) async fn chat(
+async fn chat(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
     Deadline(deadline): Deadline,
     body: Bytes,
-) -> Result<Response, OllamaError> {
+) -> Result<Response, ApiError> {
     let request = ChatRequest::parse(&body)?;
     let permit = local::permit(&app, &principal, request.model()).await?;
     if request.is_load() {
@@ -189,16 +210,16 @@ pub(crate) async fn chat(
     let names = FieldNames { prompt: "messages", constraint: "format" };
     let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
     keep(&app, &answer.model, request.keep_alive()).await;
-    Ok(answer::send(answer, Shape::Chat, request.is_stream()).await?)
+    answer::send(answer, Shape::Chat, request.is_stream()).await
 }
 
 /// `/api/generate`: an answer to one prompt.
-pub(crate) async fn generate(
+async fn generate(
     State(app): State<Arc<App>>,
     Caller(principal): Caller,
     Deadline(deadline): Deadline,
     body: Bytes,
-) -> Result<Response, OllamaError> {
+) -> Result<Response, ApiError> {
     let request = GenerateRequest::parse(&body)?;
     let permit = local::permit(&app, &principal, request.model()).await?;
     if request.is_load() {
@@ -215,7 +236,7 @@ pub(crate) async fn generate(
     let names = FieldNames { prompt: "prompt", constraint: "format" };
     let answer = ask::ask(&app, &permit, question).await.map_err(|e| ApiError::of_ask(e, names))?;
     keep(&app, &answer.model, request.keep_alive()).await;
-    Ok(answer::send(answer, Shape::Generate, request.is_stream()).await?)
+    answer::send(answer, Shape::Generate, request.is_stream()).await
 }
 
 /// From now on the model stays loaded for as long as the caller wishes. A wish and no more: a model

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::body;
 use super::error::{ApiError, FieldNames};
 use super::generation::Generation;
+use super::messages;
 
 /// A request to `/v1/chat/completions`.
 #[derive(Debug, Clone)]
@@ -100,6 +101,7 @@ impl ChatRequest {
                 "messages is empty; expected one or more",
             ));
         }
+        messages::check(&chat.messages)?;
         Ok(Self { generation, chat })
     }
 

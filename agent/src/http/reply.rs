@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use fulmar_inference::engine::{FinishReason, TopToken, Usage};
+use fulmar_inference::engine::{FinishReason, Logprobs, TopToken, Usage};
 use serde_json::{Value, json};
 
 /// Chunks as server-sent events, and OpenAI's own end mark after them.
@@ -62,7 +62,18 @@ pub(crate) fn token_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// One of the most likely tokens, as chat completions write it.
-pub(crate) fn top_token(token: &TopToken) -> Value {
+/// A token with its log-probability and the most likely ones, as chat completions and Ollama write it.
+pub(crate) fn token_object(token: &Logprobs) -> Value {
+    let top: Vec<Value> = token.top.iter().map(top_token).collect();
+    json!({
+        "token": token_text(&token.bytes),
+        "logprob": token.chosen,
+        "bytes": token.bytes,
+        "top_logprobs": top,
+    })
+}
+
+/// One of the most likely tokens.
+fn top_token(token: &TopToken) -> Value {
     json!({ "token": token_text(&token.bytes), "logprob": token.logprob, "bytes": token.bytes })
 }

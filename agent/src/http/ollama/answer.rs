@@ -10,7 +10,7 @@ use fulmar_inference::engine::Usage;
 use serde_json::{Value, json};
 
 use super::super::error::ApiError;
-use super::super::reply::finish_name;
+use super::super::reply::{finish_name, token_object};
 use crate::ask::{Answer, Part};
 
 /// Where the text stands.
@@ -33,17 +33,25 @@ struct Said {
     text: String,
     thinking: String,
     calls: Vec<Value>,
+    /// Of the tokens, where they were asked for.
+    logprobs: Vec<Value>,
 }
 
 impl Said {
     fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.thinking.is_empty() && self.calls.is_empty()
+        self.text.is_empty()
+            && self.thinking.is_empty()
+            && self.calls.is_empty()
+            && self.logprobs.is_empty()
     }
 
     /// Takes what a part says.
     fn take(&mut self, part: Part) {
         match part {
-            Part::Text { text, .. } => self.text += &text,
+            Part::Text { text, logprobs } => {
+                self.text += &text;
+                self.logprobs.extend(logprobs.iter().map(token_object));
+            }
             Part::Reasoning { text } => self.thinking += &text,
             Part::Call(call) => self
                 .calls
@@ -72,6 +80,9 @@ impl Said {
                     object["thinking"] = self.thinking.into();
                 }
             }
+        }
+        if !self.logprobs.is_empty() {
+            object["logprobs"] = self.logprobs.into();
         }
         object["done"] = false.into();
         object

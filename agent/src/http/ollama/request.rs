@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::super::body;
 use super::super::error::ApiError;
+use super::super::messages;
 
 /// Ollama's sampling where a request says nothing.
 const DEFAULT: Sampling = Sampling {
@@ -40,13 +41,18 @@ struct Options {
     top_p: Option<f32>,
     min_p: Option<f32>,
     repeat_penalty: Option<f32>,
-    repeat_last_n: Option<u32>,
+    repeat_last_n: Option<i64>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
     seed: Option<i64>,
     stop: Option<Vec<String>>,
     num_predict: Option<i64>,
     num_ctx: Option<usize>,
+    mirostat: Option<f32>,
+    tfs_z: Option<f32>,
+    typical_p: Option<f32>,
+    // The context is never shifted, so nothing of it has to be kept.
+    num_keep: Option<Value>,
     num_thread: Option<Value>,
     num_batch: Option<Value>,
     num_gpu: Option<Value>,
@@ -80,12 +86,22 @@ impl Options {
             top_p: range("top_p", self.top_p, 0.0, 1.0, DEFAULT.top_p)?,
             min_p: range("min_p", self.min_p, 0.0, 1.0, 0.0)?,
             repeat_penalty: range("repeat_penalty", self.repeat_penalty, 0.01, 10.0, 1.1)?,
-            repeat_last_n: self.repeat_last_n.unwrap_or(DEFAULT.repeat_last_n),
+            repeat_last_n: self.repeat_last_n(context_tokens_max)?,
             presence_penalty: range("presence_penalty", self.presence_penalty, -2.0, 2.0, 0.0)?,
             frequency_penalty: range("frequency_penalty", self.frequency_penalty, -2.0, 2.0, 0.0)?,
             seed: self.seed.map(i64::cast_unsigned),
             ..DEFAULT
         };
+        for (field, value, off) in [
+            ("mirostat", self.mirostat, 0.0),
+            ("tfs_z", self.tfs_z, 1.0),
+            ("typical_p", self.typical_p, 1.0),
+        ] {
+            if let Some(value) = value.filter(|value| *value != off) {
+                let reason = format!("options.{field} is {value}; only {off}, off, is served");
+                return Err(refused(&format!("options.{field}"), reason));
+            }
+        }
         request.stop = self.stop.clone().unwrap_or_default();
         request.max_tokens = match self.num_predict {
             // Until the model ends, or the context is full.
@@ -97,11 +113,25 @@ impl Options {
         };
         Ok(())
     }
+
+    /// Over how many tokens repetition counts: -1 is the whole context.
+    fn repeat_last_n(&self, context_tokens_max: usize) -> Result<u32, ApiError> {
+        let found = match self.repeat_last_n {
+            None => return Ok(DEFAULT.repeat_last_n),
+            Some(-1) => return Ok(u32::try_from(context_tokens_max).unwrap_or(u32::MAX)),
+            Some(found) => found,
+        };
+        u32::try_from(found).map_err(|_| {
+            let reason = format!("options.repeat_last_n is {found}; expected 0 or more, or -1");
+            refused("options.repeat_last_n", reason)
+        })
+    }
 }
 
 /// What chat and generate share.
 #[derive(Debug, Clone)]
 struct Shared {
+    logprobs: Option<u8>,
     stream: Option<bool>,
     format: Option<Value>,
     options: Option<Options>,
@@ -131,7 +161,8 @@ impl Shared {
     }
 
     fn request(&self, prompt: Prompt, context_tokens_max: usize) -> Result<Request, ApiError> {
-        let mut request = Request { prompt, constraint: self.constraint(), ..Request::default() };
+        let (constraint, logprobs) = (self.constraint(), self.logprobs);
+        let mut request = Request { prompt, constraint, logprobs, ..Request::default() };
         let options = self.options.clone().unwrap_or_default();
         options.apply(&mut request, context_tokens_max)?;
         Ok(request)
@@ -187,13 +218,16 @@ fn shared(object: &mut serde_json::Map<String, Value>) -> Result<Shared, ApiErro
         options: Option<Options>,
         think: Option<Value>,
         keep_alive: Option<Value>,
+        logprobs: Option<bool>,
+        top_logprobs: Option<u8>,
     }
-    let names = ["stream", "format", "options", "think", "keep_alive"];
+    let names = ["stream", "format", "options", "think", "keep_alive", "logprobs", "top_logprobs"];
     let fields: Fields =
         body::fields(names.iter().filter_map(|name| object.remove_entry(*name)).collect())?;
-    let Fields { stream, format, options, think, keep_alive } = fields;
+    let Fields { stream, format, options, think, keep_alive, logprobs, top_logprobs } = fields;
+    let logprobs = (logprobs == Some(true)).then(|| top_logprobs.unwrap_or(0));
     let keep_alive = keep_alive.as_ref().map(until).transpose()?;
-    let shared = Shared { stream, format, options, think, keep_alive };
+    let shared = Shared { logprobs, stream, format, options, think, keep_alive };
     shared.check()?;
     Ok(shared)
 }
@@ -208,6 +242,7 @@ impl ChatRequest {
         if own.messages.iter().any(has_images) {
             return Err(refused("messages", "a message has images; models here read text"));
         }
+        messages::check(&own.messages)?;
         Ok(Self { shared, own })
     }
 
@@ -331,8 +366,10 @@ impl GenerateRequest {
 pub(super) struct EmbedRequest {
     model: String,
     input: Input,
-    #[serde(default)]
-    truncate: Option<bool>,
+    // Ollama's clients send true by habit. A text that is too long is refused all the same, with its
+    // tokens and the limit.
+    #[serde(default, rename = "truncate")]
+    _truncate: Option<bool>,
     #[serde(default)]
     dimensions: Option<u32>,
     #[serde(default)]
@@ -351,13 +388,9 @@ enum Input {
 impl EmbedRequest {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let request: Self = body::fields(body::object(bytes)?)?;
-        for (field, is_set) in [
-            ("truncate", request.truncate == Some(true)),
-            ("dimensions", request.dimensions.is_some()),
-        ] {
-            if is_set {
-                return Err(refused(field, format!("{field} is set and is not served")));
-            }
+        if let Some(found) = request.dimensions {
+            let why = "vectors have the model's own width and are not shortened";
+            return Err(refused("dimensions", format!("dimensions is {found}; {why}")));
         }
         Ok(request)
     }
