@@ -61,11 +61,23 @@ pub(super) fn is_path(model: &str) -> bool {
     Path::new(model).is_file() || Path::new(model).join("config.json").is_file()
 }
 
+/// Whether it looks like a place on disk: no model's name begins or ends like that.
+fn looks_like_path(model: &str) -> bool {
+    let ends = Path::new(model).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    ends || ["/", "./", "../", "~"].iter().any(|start| model.starts_with(start))
+}
+
 async fn converse(app: &Arc<App>, args: &Args) -> anyhow::Result<()> {
     let name = if is_path(&args.model) {
         import::serve_file(app, Path::new(&args.model)).await?
     } else {
-        app.models().resolve(&args.model).await?
+        app.models().resolve(&args.model).await.map_err(|error| match error {
+            _ if looks_like_path(&args.model) => {
+                let why = "there is no such file, and no folder with a config.json";
+                anyhow::anyhow!("open {}: {why}", args.model)
+            }
+            error => error.into(),
+        })?
     };
     let mut messages: Vec<Value> = Vec::new();
     if let Some(system) = &args.system {
@@ -101,6 +113,10 @@ async fn ask_once(
     messages: &mut Vec<Value>,
     prompt: &str,
 ) -> anyhow::Result<String> {
+    anyhow::ensure!(
+        !prompt.trim().is_empty(),
+        "find a question: it is empty; write it behind the model's name, or to standard input"
+    );
     messages.push(json!({ "role": "user", "content": prompt }));
     let permit = app.policy().decide(&Principal::local(), Action::ModelRun, name)?;
     let request = Request {
@@ -123,7 +139,7 @@ async fn ask_once(
         prompt: json!({ "messages": messages }),
         deadline: None,
     };
-    let mut answer = ask::ask(app, &permit, question).await?;
+    let mut answer = ask::ask(app, &permit, question).await.context("ask the model")?;
     let entry = answer.entry;
     let mut text = String::new();
     while let Some(part) = answer.next().await {
