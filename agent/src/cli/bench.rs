@@ -75,9 +75,11 @@ fn pair(text: &str) -> Result<(u32, u32), String> {
 
 /// Runs the command.
 pub(crate) fn run(place: &Place, args: Args) -> anyhow::Result<ExitCode> {
+    let tests = tests(&args);
+    anyhow::ensure!(!tests.is_empty(), "find a test: give -p, -n or --pg more than 0 tokens");
     let gguf = open(place, &args.model)?;
     let options = BenchOptions {
-        tests: tests(&args),
+        tests,
         repetitions: args.repetitions,
         threads: match args.threads {
             Some(threads) => threads,
@@ -118,8 +120,8 @@ fn open(place: &Place, model: &str) -> anyhow::Result<Gguf> {
         let file = ModelFile::of(Path::new(model), &std::env::temp_dir())?;
         return Ok(Gguf::open(file.path())?);
     }
-    let looks_like_path = model.ends_with(".gguf") || model.starts_with(['.', '/']);
-    anyhow::ensure!(!looks_like_path, "open {model}: there is no such file or folder");
+    let is_name = !super::run::looks_like_path(model);
+    anyhow::ensure!(is_name, "open {model}: there is no such file or folder");
     let (config, dir) = place.load()?;
     let app = serve::open(config, &dir)?;
     let name = super::runtime()?.block_on(app.models().resolve(model))?;

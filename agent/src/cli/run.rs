@@ -62,7 +62,7 @@ pub(super) fn is_path(model: &str) -> bool {
 }
 
 /// Whether it looks like a place on disk: no model's name begins or ends like that.
-fn looks_like_path(model: &str) -> bool {
+pub(super) fn looks_like_path(model: &str) -> bool {
     let ends = Path::new(model).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     ends || ["/", "./", "../", "~"].iter().any(|start| model.starts_with(start))
 }

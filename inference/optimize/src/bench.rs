@@ -10,7 +10,7 @@
 //! HTTP. Tokens that the prefix cache knew (the depth) are not counted.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fulmar_inference::backend::KvType;
 use fulmar_inference::engine::{
@@ -273,10 +273,12 @@ struct Runs<'a> {
     random: u64,
 }
 
-/// When a sequence's first and last token came, and how much of the prompt was computed.
+/// When a sequence's first and last token were seen, how long the engine says that it took from one to
+/// the other, and how much of the prompt was computed.
 struct Times {
     first: Instant,
     last: Instant,
+    decode: Duration,
     computed: u32,
 }
 
@@ -334,6 +336,7 @@ impl<'a> Runs<'a> {
         };
         let mut generation = self.engine.generate(request).await?;
         let (mut computed, mut seen, mut first, mut last) = (0, 0, None, Instant::now());
+        let mut decode = Duration::ZERO;
         while let Some(event) = generation.next().await {
             match event {
                 Event::Started { prompt_tokens, cached_tokens } => {
@@ -344,12 +347,12 @@ impl<'a> Runs<'a> {
                     last = Instant::now();
                     first.get_or_insert(last);
                 }
-                Event::Done { .. } => {}
+                Event::Done { usage, .. } => decode = Duration::from_micros(usage.decode_us),
                 Event::Failed { message } => return Err(BenchError::Ended(message)),
             }
         }
         match first {
-            Some(first) if seen == tokens => Ok(Times { first, last, computed }),
+            Some(first) if seen == tokens => Ok(Times { first, last, decode, computed }),
             _ => Err(BenchError::Ended(format!("{seen} of {tokens} tokens were generated"))),
         }
     }
@@ -364,7 +367,10 @@ fn rate(test: &Test, started: Instant, times: &[Times]) -> f64 {
         0 => (generated, times.iter().map(|t| t.first).min().unwrap_or(started)),
         _ => (generated + u64::from(computed), started),
     };
-    tokens as f64 / last.duration_since(from).as_secs_f64().max(1e-9)
+    // Where the processor is wanted by others, tokens may be seen late and all at once.
+    let decode = times.iter().map(|t| t.decode).max().unwrap_or_default();
+    let elapsed = last.duration_since(from).max(decode);
+    tokens as f64 / elapsed.as_secs_f64().max(1e-9)
 }
 
 fn summarise(test: Test, runs: Vec<f64>) -> Measurement {

@@ -54,6 +54,15 @@ async fn every_kind_of_test_is_measured_and_tabled() {
     assert!(table.contains("| tg4 @ d32 x3 |"), "{table}");
 }
 
+#[test]
+fn tokens_that_were_seen_late_do_not_make_a_run_faster() {
+    let now = Instant::now();
+    // All seen at once, after the engine had worked a second on them.
+    let seen = Times { first: now, last: now, decode: Duration::from_secs(1), computed: 1 };
+    let measured = rate(&test(0, 16, 0, 1), now, &[seen]);
+    assert!((measured - 16.0).abs() < 1e-9, "{measured}");
+}
+
 #[tokio::test]
 async fn a_test_that_does_not_fit_is_refused_with_the_numbers() {
     let refused = run(vec![test(2000, 0, 0, 1)]).await.unwrap_err().to_string();
