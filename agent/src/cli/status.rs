@@ -59,11 +59,8 @@ pub(crate) fn status(place: &Place, args: &StatusArgs) -> anyhow::Result<ExitCod
     println!("fulmar {} in {}", text(&status["version"]), text(&status["state_dir"]));
     println!("device   {}", text(&status["device"]));
     println!("policy   version {}", text(&status["policy_version"]));
-    println!("link     {}", text(&status["link"]["state"]));
-    for (field, value) in status["link"].as_object().into_iter().flatten() {
-        if field != "state" && !value.is_null() {
-            println!("         {field}: {}", text(value));
-        }
+    for (number, line) in link_lines(&status["link"]).iter().enumerate() {
+        println!("{:<8} {line}", if number == 0 { "link" } else { "" });
     }
     let memory = &status["memory"];
     println!(
@@ -86,6 +83,44 @@ pub(crate) fn status(place: &Place, args: &StatusArgs) -> anyhow::Result<ExitCod
     }
     println!("{table}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The link to the control plane, for people; `--json` has the fields as they are.
+fn link_lines(link: &Value) -> Vec<String> {
+    let Some(id) = link["device_id"].as_str() else { return vec![text(&link["state"])] };
+    let time = |value: &Value| value.as_i64().map_or_else(|| "never".into(), output::time);
+    let count = |value: &Value| value.as_u64().unwrap_or(0);
+    let state = &link["link"];
+    let mut first = format!("{} since {}", text(&state["state"]), time(&state["since_s"]));
+    if let Some(reason) = state["reason"].as_str() {
+        first += &format!(": {reason}");
+    }
+    let mut lines = vec![
+        first,
+        format!("{id} of the fleet at {}", text(&link["url"])),
+        format!("last check-in {}", time(&link["checked_in_at_s"])),
+        format!(
+            "desired state: generation {} applied, {} seen",
+            count(&link["generation_applied"]),
+            count(&link["generation_seen"])
+        ),
+        format!("reports that wait: {}", count(&link["outbox_pending"])),
+    ];
+    if let Some(model) = link["fetching"]["model"].as_str() {
+        let (done, total) =
+            (bytes(&link["fetching"]["bytes_done"]), bytes(&link["fetching"]["bytes_total"]));
+        lines.push(format!("fetching {model}: {done} of {total}"));
+    }
+    for trouble in link["troubles"].as_array().into_iter().flatten() {
+        let digest = output::short_digest(&text(&trouble["digest"]));
+        lines.push(format!(
+            "trouble with {} {digest}: {}",
+            text(&trouble["model"]),
+            text(&trouble["reason"])
+        ));
+    }
+    lines.extend(link["error"].as_str().map(|error| format!("error: {error}")));
+    lines
 }
 
 /// Shows what the engine does now.
@@ -177,4 +212,36 @@ pub(crate) fn sync(place: &Place, args: &SyncArgs) -> anyhow::Result<ExitCode> {
         println!("this device belongs to no fleet; `fulmar enroll JOIN_TOKEN` joins one");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_link_is_told_in_words() {
+        assert_eq!(link_lines(&json!({ "state": "unenrolled" })), ["unenrolled"]);
+        let lines = link_lines(&json!({
+            "state": "offline", "device_id": "d-1", "url": "https://c:7443",
+            "link": { "state": "offline", "since_s": 0, "reason": "no route", "failures": 2 },
+            "checked_in_at_s": null, "generation_seen": 3, "generation_applied": 2,
+            "outbox_pending": 4, "error": null,
+            "fetching": { "model": "a/b:1", "digest": "x", "bytes_done": 5, "bytes_total": 2000 },
+            "troubles": [{ "model": "a/b:1", "digest": "sha256:0123456789abcdef", "reason": "full" }],
+        }));
+        assert_eq!(
+            lines,
+            [
+                "offline since 1970-01-01T00:00:00Z: no route",
+                "d-1 of the fleet at https://c:7443",
+                "last check-in never",
+                "desired state: generation 2 applied, 3 seen",
+                "reports that wait: 4",
+                "fetching a/b:1: 5 B of 2.0 kB",
+                "trouble with a/b:1 0123456789ab: full",
+            ]
+        );
+    }
 }
