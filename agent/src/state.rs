@@ -68,6 +68,14 @@ impl State {
         schemas.extend(fulmar_registry::SCHEMAS);
         schemas.push(&fulmar_sync::state::SCHEMA);
         let store = Store::open(&dir.join(DATABASE), &schemas)?;
+        // Another key would be another device, whose log nobody signed.
+        let is_signed = store.read_blocking(audit::last_checkpoint)?.is_some();
+        anyhow::ensure!(
+            !is_signed || dir.join("audit.key").exists(),
+            "open the state directory {}: audit.key is gone, which names this device and signed its \
+             audit log; restore it from a backup, or move the directory away and begin anew",
+            dir.display()
+        );
         let audit_key = key(dir, "audit.key", AuditKey::from_pkcs8, || {
             Ok(AuditKey::generate()?.to_pkcs8().to_vec())
         })?;
@@ -291,5 +299,34 @@ mod tests {
         let error = format!("{:#}", State::open(dir.path()).unwrap_err());
         assert!(error.contains("audit.key"), "{error}");
         assert_eq!(std::fs::read(dir.path().join("audit.key")).unwrap(), b"rubbish");
+    }
+
+    #[test]
+    fn a_device_whose_log_is_signed_gets_no_other_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || State::open(dir.path());
+        // Nothing is signed yet: whose key it is does not matter.
+        drop(open().unwrap());
+        std::fs::remove_file(dir.path().join("audit.key")).unwrap();
+        let state = open().unwrap();
+        let mint = |tx: &Transaction<'_>| {
+            let event = Event {
+                at_s: 1,
+                actor: "local",
+                action: "token.mint",
+                resource: "app",
+                outcome: audit::Outcome::Completed,
+                opened: None,
+                detail: serde_json::Value::Null,
+            };
+            record(tx, &event).map(drop)
+        };
+        state.store().write_blocking(mint).unwrap();
+        state.sign_audit_log_blocking().unwrap();
+        drop(state);
+        std::fs::remove_file(dir.path().join("audit.key")).unwrap();
+        let error = open().unwrap_err().to_string();
+        assert!(error.contains("audit.key is gone") && error.contains("backup"), "{error}");
+        assert!(!dir.path().join("audit.key").exists());
     }
 }

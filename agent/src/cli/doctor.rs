@@ -1,5 +1,6 @@
 //! `fulmar doctor`: looks at everything that tends to go wrong and says what to do.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use fulmar_policy::audit;
@@ -46,12 +47,16 @@ fn check(what: &'static str, outcome: Result<String, String>) -> Check {
 /// Runs all checks; exits 1 when one is bad.
 pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     let (config, dir) = place.load()?;
-    let state = State::open(&dir)?;
+    let configuration = check(
+        "configuration",
+        config.check().map(|()| "holds".into()).map_err(|e| causes::line(e.as_ref())),
+    );
+    let state = match State::open(&dir) {
+        Ok(state) => state,
+        Err(error) => return tell(args, &[configuration, unopened(&dir, &error)]),
+    };
     let mut checks = vec![
-        check(
-            "configuration",
-            config.check().map(|()| "holds".into()).map_err(|e| causes::line(e.as_ref())),
-        ),
+        configuration,
         database(&state),
         audit_log(&state),
         clock(&state),
@@ -62,10 +67,28 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
     checks.push(disk(&state, &config));
     checks.extend(trust(&state));
     checks.extend(models(&state, &config));
+    tell(args, &checks)
+}
+
+/// A state directory that no command can work with.
+fn unopened(dir: &Path, error: &anyhow::Error) -> Check {
+    let mut said = causes::line(error.as_ref());
+    if error.downcast_ref::<fulmar_store::StoreError>().is_some() {
+        said += &format!(
+            "; restore it from a backup, or move {} away and begin anew (`fulmar enroll`, `fulmar \
+             pull`)",
+            dir.display()
+        );
+    }
+    check("state", Err(said))
+}
+
+/// Prints the checks; exits 1 when one is bad.
+fn tell(args: &Args, checks: &[Check]) -> anyhow::Result<ExitCode> {
     if args.json {
         output::json(&checks)?;
     } else {
-        for check in &checks {
+        for check in checks {
             let mark = match check.finding {
                 Finding::Good => "ok",
                 Finding::Notice => "note",
