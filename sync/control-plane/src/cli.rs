@@ -2,7 +2,7 @@
 
 mod group;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -375,7 +375,10 @@ fn stdin_closed() -> tokio::sync::oneshot::Receiver<()> {
 fn log_to_stderr(json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FULMAR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // A subscriber of the surrounding program stays.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }
