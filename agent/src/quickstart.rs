@@ -148,6 +148,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         admin: &memory.admin,
         admin_password: &memory.admin_password,
         app_token: &app_token,
+        stay: options.stay,
     })?;
 
     let ended = match options.stay {

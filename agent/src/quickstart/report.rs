@@ -10,7 +10,7 @@ use owo_colors::{OwoColorize as _, Stream, Style};
 use serde_json::json;
 
 use super::owner::Release;
-use super::{Answer, Format};
+use super::{Answer, Format, Stay};
 
 /// Says what happens.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ pub(super) struct Facts<'a> {
     pub(super) admin: &'a str,
     pub(super) admin_password: &'a str,
     pub(super) app_token: &'a str,
+    pub(super) stay: Stay,
 }
 
 impl Report {
@@ -158,7 +159,15 @@ fn print_prose(facts: &Facts<'_>) {
     println!("{program} audit show {} --dir {device_dir}", facts.answer.audit_entry);
     println!("{program} audit verify --dir {device_dir}");
 
-    println!("\nEverything lies in {}. Ctrl-C stops it.", facts.dir.display());
+    let dir = facts.dir.display();
+    match facts.stay {
+        Stay::UntilInterrupted => println!("\nEverything lies in {dir}. Ctrl-C stops it."),
+        Stay::Once => println!(
+            "\nEverything lies in {dir}. It stops now; this serves it again, at the same addresses:\n\
+             {program} quickstart --dir {}",
+            shell_word(&dir.to_string())
+        ),
+    }
 }
 
 /// This program's whole path, so that what is printed works wherever it was started from.
