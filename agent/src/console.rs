@@ -41,6 +41,10 @@ fn client_with(roots: RootCertStore) -> anyhow::Result<Client> {
 /// A client for the console at `url`: with `ca` it trusts that certificate only, without it the
 /// system's.
 fn client_for(url: &str, ca: Option<&Path>) -> anyhow::Result<Client> {
+    anyhow::ensure!(
+        url.starts_with("http://") || url.starts_with("https://"),
+        "connect to {url:?}: give the console's address as http://127.0.0.1:PORT or https://HOST:PORT"
+    );
     if let Some(rest) = url.strip_prefix("http://") {
         let host = rest.split(['/', ':']).next().unwrap_or_default();
         let loopback = host == "localhost"
@@ -273,7 +277,8 @@ impl Console {
     /// What the control plane says.
     pub(crate) async fn hand_in(&self, file: Vec<u8>) -> anyhow::Result<Value> {
         let request = self.request(Method::POST, "report-files").body(file);
-        read(request.send().await.context("reach the control plane")?, "hand in reports").await
+        read(request.send().await.map_err(|error| self.unreachable(error))?, "hand in reports")
+            .await
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -286,8 +291,14 @@ impl Console {
         if !body.is_null() {
             request = request.json(body);
         }
-        let response = request.send().await.with_context(|| what.clone())?;
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
         read(response, &what).await
+    }
+
+    /// What to do where nobody answers, and the library's reason.
+    fn unreachable(&self, error: reqwest::Error) -> anyhow::Error {
+        let what = format!("reach the console at {} (is the control plane running?)", self.url);
+        anyhow::Error::new(error.without_url()).context(what)
     }
 }
 

@@ -97,7 +97,7 @@ pub(crate) fn publish(args: &PublishArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         output::json(&done)?;
     } else {
-        tell(&done);
+        tell(args, &done);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -112,11 +112,16 @@ fn deploy_to(args: &PublishArgs) -> Option<Value> {
     (!args.deploy.is_empty()).then_some(devices)
 }
 
-fn tell(done: &Value) {
+fn tell(args: &PublishArgs, done: &Value) {
     let published: Vec<&str> =
         done["published"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if published.is_empty() {
-        println!("the control plane has everything; no release is new");
+        println!("the control plane has the registry as it is now; no release is new");
+        if !args.deploy.is_empty() || !args.deploy_groups.is_empty() {
+            println!(
+                "nothing was deployed: --deploy is for new releases; others go by the console"
+            );
+        }
         return;
     }
     println!("published {}", published.join(", "));

@@ -91,6 +91,7 @@ pub(super) fn run(args: &PolicyArgs) -> anyhow::Result<()> {
         }
         Command::Revoke { target, what, reason } => edit(target, |repository, policy| {
             for (list, id) in what.ids(repository)? {
+                println!("Revoked in {list}: {id}");
                 revoked(policy, list)?.insert(id, reason.as_str().into());
             }
             Ok(())
@@ -100,6 +101,7 @@ pub(super) fn run(args: &PolicyArgs) -> anyhow::Result<()> {
                 if revoked(policy, list)?.remove(&id).is_none() {
                     bail!("restore {id}: the policy does not revoke it");
                 }
+                println!("Restored in {list}: {id}");
             }
             Ok(())
         }),
