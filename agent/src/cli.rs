@@ -49,10 +49,16 @@ struct Cli {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Place {
     /// Configuration file (TOML).
-    #[arg(long, global = true, env = "FULMAR_CONFIG", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "FULMAR_CONFIG",
+        value_name = "FILE",
+        help_heading = "Which device"
+    )]
     config: Option<PathBuf>,
     /// State directory.
-    #[arg(long, global = true, env = "FULMAR_DIR")]
+    #[arg(long, global = true, env = "FULMAR_DIR", help_heading = "Which device")]
     dir: Option<PathBuf>,
 }
 

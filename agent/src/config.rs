@@ -295,6 +295,7 @@ mod tests {
             ("[governor]\ninterval_s = 0", "interval_s"),
             ("[sync]\nblob_urls = [\"ftp://cache.local\"]", "sync.blob_urls"),
             ("[log]\nlevel = \"fulmar=loud\"", "log.level"),
+            ("[log]\nlevel = \"loud\"", "log.level"),
         ] {
             let refused = format!("{:#}", read(text, &[]).unwrap().check().unwrap_err());
             assert!(refused.contains(field), "{text}: {refused}");

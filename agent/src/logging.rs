@@ -38,6 +38,18 @@ impl Config {
     /// # Errors
     /// Names it.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        // The library reads a word that is no level as the name of a part that logs everything.
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        let mut words = self.level.split(',').map(str::trim).filter(|word| !word.contains('='));
+        if let Some(word) =
+            words.find(|w| !levels.iter().any(|level| w.eq_ignore_ascii_case(level)))
+        {
+            anyhow::bail!(
+                "read log.level {:?}: {word:?} is none of {}",
+                self.level,
+                levels.join(", ")
+            );
+        }
         self.filter().map(drop)
     }
 

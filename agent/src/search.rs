@@ -19,7 +19,7 @@ pub(crate) struct Wanted {
     pub(crate) architecture: Option<String>,
     /// Only this size class: nano (below 100M parameters), micro (below 1.5B), small (below 14B),
     /// medium (up to 30B), large.
-    #[arg(long)]
+    #[arg(long, value_parser = size_class)]
     #[serde(default)]
     pub(crate) size_class: Option<SizeClass>,
     /// Only models that are known to need at most that many bytes of memory.
@@ -42,6 +42,10 @@ pub(crate) struct Wanted {
     #[arg(skip)]
     #[serde(default)]
     pub(crate) text: Option<String>,
+}
+
+fn size_class(text: &str) -> Result<SizeClass, &'static str> {
+    text.parse().map_err(|_| "expected nano, micro, small, medium or large")
 }
 
 impl Wanted {

@@ -50,7 +50,7 @@ pub(crate) fn list(place: &Place, args: &ListArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if found.is_empty() {
-        println!("no models; a fleet sends them, `fulmar serve --model FILE.gguf` brings one in");
+        println!("no models; a fleet sends them, `fulmar pull` brings one in");
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = output::table(&[
@@ -149,8 +149,8 @@ pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
         ("memory", memory(model.facts.memory_bytes)),
         ("template", or_dash(model.facts.template)),
         ("evaluation", measured(&model.facts.evaluation)),
-        ("license", model.facts.license),
-        ("source", model.facts.source),
+        ("license", or_dash(model.facts.license)),
+        ("source", or_dash(model.facts.source)),
         ("installed", output::time(model.installed_at_s)),
         ("failure", model.failure.unwrap_or_else(|| "-".into())),
     ] {

@@ -33,6 +33,12 @@ fn mix(text: &str) -> Result<Mix, String> {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let same = |path: &Path| std::fs::canonicalize(path).ok();
+    anyhow::ensure!(
+        same(&args.output).is_none() || same(&args.output) != same(&args.source),
+        "quantize {}: the output is the source, whose weights would be lost; name another file",
+        args.source.display()
+    );
     let threads = match args.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     wanted: Wanted,
     /// Repositories of the hub at most, up to 100.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
     limit: u32,
     /// Use no network.
     #[arg(long)]

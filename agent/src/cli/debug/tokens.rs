@@ -36,7 +36,13 @@ pub(super) fn tokenize(args: Args) -> anyhow::Result<ExitCode> {
 /// `{ids}` in, `{text}` out. Bytes that are not UTF-8 become U+FFFD.
 pub(super) fn detokenize(args: Args) -> anyhow::Result<ExitCode> {
     let tokenizer = tokenizer(&args)?;
-    lines::answer(|given: Ids| Ok(Text { text: tokenizer.decode(&given.ids) }))?;
+    lines::answer(|given: Ids| {
+        let size = tokenizer.vocab_len();
+        if let Some(id) = given.ids.iter().find(|id| **id as usize >= size) {
+            anyhow::bail!("decode id {id}: the vocabulary has {size} tokens");
+        }
+        Ok(Text { text: tokenizer.decode(&given.ids) })
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
