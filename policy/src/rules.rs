@@ -174,8 +174,9 @@ pub enum PolicyError {
 /// A refusal, in words for people; programs match on it being a 403.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{subject} may not do {action} to {resource}: {reason} (policy version {policy_version}); \
-     ask the device's owner for a token with a role that may"
+    "{subject} may not do {action}{}: {reason} (policy version {policy_version}); ask the device's \
+     owner for a token with a role that may",
+    to(resource)
 )]
 pub struct Denied {
     /// Who asked.
@@ -188,6 +189,11 @@ pub struct Denied {
     pub reason: String,
     /// The policy that said so.
     pub policy_version: u64,
+}
+
+/// To what, where an action is done to something: `-` stands for nothing.
+fn to(resource: &str) -> String {
+    if resource == "-" { String::new() } else { format!(" to {resource}") }
 }
 
 /// A decision that allows. Only [`Policy::decide`] makes one.

@@ -96,7 +96,7 @@ fn a_refusal_says_who_what_and_why() {
         .decide(&principal(&[Role::App]), Action::TokenMint, "-")
         .unwrap_err()
         .to_string();
-    assert!(denied.contains("pump-app may not do token.mint"), "{denied}");
+    assert!(denied.contains("pump-app may not do token.mint: none"), "{denied}");
     assert!(denied.contains("(app)"), "{denied}");
 }
 
