@@ -343,8 +343,13 @@ impl Bundle {
     /// # Errors
     /// [`BundleError`].
     pub fn open(path: &Path) -> Result<Self, BundleError> {
-        let failed = |source| BundleError::File { op: "read", path: path.to_owned(), source };
         let form = |reason: String| BundleError::Form { path: path.to_owned(), reason };
+        let failed = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                form("it ends before its index: it is no bundle, or was cut off".to_owned())
+            }
+            _ => BundleError::File { op: "read", path: path.to_owned(), source },
+        };
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
         let mut magic = [0; MAGIC.len()];
         file.read_exact(&mut magic).map_err(failed)?;

@@ -62,6 +62,18 @@ fn a_bundle_carries_metadata_and_the_wanted_blobs() {
 }
 
 #[test]
+fn a_file_too_short_for_a_bundle_is_named_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("short");
+    std::fs::write(&path, b"f").unwrap();
+    let refused = Bundle::open(&path).unwrap_err().to_string();
+    assert!(
+        refused.ends_with("it ends before its index: it is no bundle, or was cut off"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn a_cut_or_changed_bundle_brings_no_wrong_blob() {
     let (dir, into) = blobs();
     let (path, one, two) = written(dir.path());

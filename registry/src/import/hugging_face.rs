@@ -59,6 +59,12 @@ impl Hub {
     /// # Errors
     /// [`RemoteError::Unreachable`] where TLS cannot be set up.
     pub fn remote(&self) -> Result<Remote, RemoteError> {
+        if !self.endpoint.starts_with("http://") && !self.endpoint.starts_with("https://") {
+            return Err(RemoteError::Unreachable {
+                url: self.endpoint.clone(),
+                reason: "HF_ENDPOINT must begin with https:// or http://".to_owned(),
+            });
+        }
         let authorization = self.token.as_ref().map(|token| format!("Bearer {token}"));
         Ok(Remote::new(self.network)?.with_authorization(&self.endpoint, authorization))
     }
@@ -508,5 +514,12 @@ mod tests {
         });
         assert_eq!(hub.endpoint, "http://127.0.0.1:9");
         assert_eq!((hub.token, hub.network), (None, Network::Forbidden));
+    }
+
+    #[test]
+    fn an_address_without_a_scheme_is_refused_by_its_variable() {
+        let hub = Hub::from(|name| (name == "HF_ENDPOINT").then(|| "127.0.0.1:9".to_owned()));
+        let refused = hub.remote().unwrap_err().to_string();
+        assert!(refused.contains("127.0.0.1:9: HF_ENDPOINT must begin with https://"), "{refused}");
     }
 }
