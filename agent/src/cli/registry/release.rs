@@ -111,7 +111,14 @@ fn of_gguf(repository: &Repository, args: &PublishArgs) -> anyhow::Result<Manife
     facts.draft.clone_from(&args.draft);
     facts.evaluation = evaluation(args)?;
     let release = match args.release {
-        Some(release) => release,
+        // Where the last one is not to be known, the owner is believed, and devices still refuse.
+        Some(release) => match last_release(repository, name).unwrap_or(0) {
+            last if release < last => bail!(
+                "publish {name}: --release is {release} and the registry has {last}: devices refuse \
+                 an older one; give {last} to sign it anew, or leave it out"
+            ),
+            _ => release,
+        },
         None => last_release(repository, name)? + 1,
     };
     let file = import::describe_gguf(path, &facts)?;
