@@ -209,13 +209,33 @@ impl Layout for Q5Min {
     }
 }
 
-/// What the codes of IQ4_NL stand for.
-pub(crate) const NON_LINEAR: [i8; 16] =
+/// What the codes of IQ4_NL and IQ4_XS stand for.
+static NON_LINEAR_SIGNED: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// The same plus 128.
 static NON_LINEAR_BIASED: [u8; 16] =
     [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
-static NON_LINEAR_SIGNED: [i8; 16] = NON_LINEAR;
+
+/// Twice the values of MXFP4's 4-bit floats (OCP Microscaling Formats 1.0, section 5.3.3: E2M1).
+static FLOAT4_SIGNED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+/// The same plus 128.
+static FLOAT4_BIASED: [u8; 16] =
+    [128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116];
+
+/// Nibbles replaced by what a table says of them: 8-bit codes, as the processor wants those.
+#[inline(always)]
+unsafe fn looked_up<S: Simd>(
+    p: *const u8,
+    signed: &'static [i8; 16],
+    biased: &'static [u8; 16],
+) -> [S::I; 8] {
+    let table = if S::BIASED8 { biased.as_ptr() } else { signed.as_ptr().cast() };
+    let mut v = nibbles::<S>(p);
+    for v in &mut v {
+        *v = S::lookup16(table, *v);
+    }
+    v
+}
 
 /// IQ4_NL: nibbles that index a table of 8-bit codes.
 #[derive(Clone, Copy)]
@@ -229,13 +249,54 @@ impl Layout for NonLinear4 {
     }
     #[inline(always)]
     unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
-        let table =
-            if S::BIASED8 { NON_LINEAR_BIASED.as_ptr() } else { NON_LINEAR_SIGNED.as_ptr().cast() };
-        let mut v = nibbles::<S>(p);
-        for v in &mut v {
-            *v = S::lookup16(table, *v);
-        }
-        v
+        looked_up::<S>(p, &NON_LINEAR_SIGNED, &NON_LINEAR_BIASED)
+    }
+}
+
+/// IQ4_XS: the same table; a signed byte per row and cell times the header's scale.
+#[derive(Clone, Copy)]
+pub(crate) struct NonLinear4K;
+impl Layout for NonLinear4K {
+    const CELLS: usize = 8;
+    const HEAD: usize = 2;
+    const SCALES: usize = 1;
+    const CODES: usize = 16;
+    const BITS: u32 = 8;
+    #[inline(always)]
+    fn zero_bits<S: Simd>() -> u32 {
+        Q8::zero_bits::<S>()
+    }
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
+        looked_up::<S>(p, &NON_LINEAR_SIGNED, &NON_LINEAR_BIASED)
+    }
+    #[inline(always)]
+    unsafe fn head<S: Simd>(head: *const u8) -> (S::F, S::F) {
+        (S::load_f16(head.cast()), S::zero())
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(cell: *const u8, head: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
+        ([S::mul(head.0, S::load_i8(cell.cast())), S::zero()], [S::zero(); 2])
+    }
+}
+
+/// MXFP4: 4-bit floats under a power of two, which is kept as bfloat16.
+#[derive(Clone, Copy)]
+pub(crate) struct Float4;
+impl Layout for Float4 {
+    const CODES: usize = 16;
+    const BITS: u32 = 8;
+    #[inline(always)]
+    fn zero_bits<S: Simd>() -> u32 {
+        Q8::zero_bits::<S>()
+    }
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(p: *const u8) -> [S::I; 8] {
+        looked_up::<S>(p, &FLOAT4_SIGNED, &FLOAT4_BIASED)
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(cell: *const u8, _: (S::F, S::F)) -> ([S::F; 2], [S::F; 2]) {
+        ([S::load_bf16(cell.cast()), S::zero()], [S::zero(); 2])
     }
 }
 

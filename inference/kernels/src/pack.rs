@@ -13,6 +13,8 @@ pub(crate) enum Kind {
     Q5,
     Q5Min,
     NonLinear4,
+    NonLinear4K,
+    Float4,
     K2,
     K3,
     K4,
@@ -50,6 +52,14 @@ macro_rules! with_layout {
             }
             $crate::pack::Kind::NonLinear4 => {
                 type $L = $crate::layout::NonLinear4;
+                $quantised
+            }
+            $crate::pack::Kind::NonLinear4K => {
+                type $L = $crate::layout::NonLinear4K;
+                $quantised
+            }
+            $crate::pack::Kind::Float4 => {
+                type $L = $crate::layout::Float4;
                 $quantised
             }
             $crate::pack::Kind::K2 => {
@@ -95,6 +105,8 @@ impl Kind {
             TensorType::Q5_0 => Self::Q5,
             TensorType::Q5_1 => Self::Q5Min,
             TensorType::Iq4Nl => Self::NonLinear4,
+            TensorType::Iq4Xs => Self::NonLinear4K,
+            TensorType::Mxfp4 => Self::Float4,
             TensorType::Q2K => Self::K2,
             TensorType::Q3K => Self::K3,
             TensorType::Q4K => Self::K4,
@@ -291,6 +303,14 @@ fn take_apart(ty: TensorType, b: &[u8], split: &mut Split) {
             split.scales[0].copy_from_slice(&b[..4]);
             five_bits(&b[4..8], &b[8..24], &mut split.codes[..32]);
         }
+        TensorType::Iq4Xs => iq4_xs(b, split),
+        TensorType::Mxfp4 => {
+            // Half of the power of two, since the table holds doubled values. What has no normal
+            // float (below 1e-37) is zero.
+            let exponent = u16::from(b[0]).saturating_sub(1);
+            split.scales[0][..2].copy_from_slice(&(exponent << 7).to_le_bytes());
+            nibbles(&b[1..17], &mut split.codes[..32]);
+        }
         TensorType::Q2K => q2_k(b, split),
         TensorType::Q3K => q3_k(b, split),
         TensorType::Q4K | TensorType::Q5K => q4_k_or_q5_k(b, split),
@@ -314,6 +334,19 @@ fn five_bits(high: &[u8], bytes: &[u8], codes: &mut [u8]) {
     nibbles(bytes, codes);
     for (i, code) in codes.iter_mut().enumerate() {
         *code |= (high[i / 8] >> (i % 8) & 1) << 4;
+    }
+}
+
+fn iq4_xs(b: &[u8], split: &mut Split) {
+    split.head[..2].copy_from_slice(&b[..2]);
+    let high = u16::from_le_bytes([b[2], b[3]]);
+    for (cell, scales) in split.scales.iter_mut().enumerate() {
+        let low = b[4 + cell / 2] >> (cell % 2 * 4) & 15;
+        let high = (high >> (2 * cell) & 3) as u8;
+        // Six bits that count from -32.
+        scales[0] = (low | high << 4).wrapping_sub(32);
+        let from = 8 + cell * 16;
+        nibbles(&b[from..from + 16], &mut split.codes[cell * 32..cell * 32 + 32]);
     }
 }
 

@@ -13,7 +13,7 @@ use fulmar_kernels::team::{Pinning, Team};
 use proptest::prelude::*;
 use std::sync::Arc;
 
-const TYPES: [TensorType; 17] = [
+const TYPES: [TensorType; 19] = [
     TensorType::Q8_0,
     TensorType::Q4_0,
     TensorType::Q4_1,
@@ -25,6 +25,8 @@ const TYPES: [TensorType; 17] = [
     TensorType::Q5K,
     TensorType::Q6K,
     TensorType::Iq4Nl,
+    TensorType::Iq4Xs,
+    TensorType::Mxfp4,
     TensorType::Tq1_0,
     TensorType::Tq2_0,
     TensorType::I2S,
@@ -53,8 +55,22 @@ struct Weights {
     values: Vec<f32>,
 }
 
+/// Blocks of a type that nothing here quantises to: any bytes are some, under a sensible scale.
+fn random_iq4_xs(blocks: usize, seed: u64) -> Vec<u8> {
+    let random = values(blocks * 136, seed);
+    let mut bytes: Vec<u8> = random.iter().map(|v| (v * 1e6) as i32 as u8).collect();
+    for block in bytes.chunks_exact_mut(136) {
+        // 0.0005 as a half float.
+        block[..2].copy_from_slice(&[0x19, 0x10]);
+    }
+    bytes
+}
+
 fn weights(ty: TensorType, rows: usize, columns: usize, seed: u64) -> Weights {
-    let mut bytes = quantize(ty, &values(rows * columns, seed)).unwrap();
+    let mut bytes = match ty {
+        TensorType::Iq4Xs => random_iq4_xs(rows * columns / 256, seed),
+        _ => quantize(ty, &values(rows * columns, seed)).unwrap(),
+    };
     let mut values = vec![0.0; rows * columns];
     dequantize(ty, &bytes, &mut values).unwrap();
     let mut scale = 1.0;

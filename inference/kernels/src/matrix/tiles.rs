@@ -130,8 +130,13 @@ impl Matrix {
             };
         }
         match self.kind {
-            Kind::Q8 | Kind::NonLinear4 if biased8(self.isa) => panel!(8, 1, false, 7, 2 4 6),
-            Kind::Q8 | Kind::NonLinear4 => panel!(8, 1, false, NO_ZERO, 2 4 6),
+            Kind::Q8 | Kind::NonLinear4 | Kind::NonLinear4K | Kind::Float4 => {
+                if biased8(self.isa) {
+                    panel!(8, 1, false, 7, 2 4 6);
+                } else {
+                    panel!(8, 1, false, NO_ZERO, 2 4 6);
+                }
+            }
             Kind::Q4 => panel!(5, 1, false, 3, 2 4 6),
             Kind::Q5 => panel!(5, 1, false, 4, 2 4 6),
             Kind::Ternary => panel!(5, 1, false, 0, 2 4 6),
