@@ -289,6 +289,7 @@ mod tests {
     fn what_no_agent_can_start_with_is_refused_by_its_field() {
         read("", &[]).unwrap().check().unwrap();
         for (text, field) in [
+            ("[http]\nconnections_max = 0", "http.connections_max"),
             ("[http]\nlisten = [\"0.0.0.0:80\"]", "http.exposure"),
             ("[engine]\nthreads = 5000", "threads"),
             ("[engine]\nsequences_max = 0", "sequences_max"),

@@ -82,11 +82,19 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Refuses addresses that would carry tokens over a network in clear text.
+    /// Refuses addresses that would carry tokens over a network in clear text, and limits that leave
+    /// room for nothing.
     ///
     /// # Errors
-    /// Names the address and the setting.
+    /// Names the address or the limit, and the setting.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        for (limit, nothing) in [
+            ("body_bytes_max", self.body_bytes_max == 0),
+            ("connections_max", self.connections_max == 0),
+            ("header_timeout_ms", self.header_timeout_ms == 0),
+        ] {
+            anyhow::ensure!(!nothing, "read http.{limit}: found 0, expected 1 or more");
+        }
         for address in &self.listen {
             anyhow::ensure!(
                 address.ip().is_loopback() || self.exposure == Exposure::BehindProxy,
