@@ -107,10 +107,10 @@ pub struct StepOutput {
     pub width: usize,
 }
 
-/// Memory that a loaded model holds, in bytes.
+/// Memory that a loaded model holds, in bytes: planned, or measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct MemoryUse {
-    /// Weights as resident in memory.
+    /// Weights in memory of the process; what is left in the model's file is the page cache's.
     pub weights_bytes: u64,
     /// Key-value cache.
     pub kv_bytes: u64,
@@ -207,7 +207,8 @@ pub trait Backend: Send {
     /// [`StepError::Batch`] when a block is out of range.
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), StepError>;
 
-    /// Memory held now.
+    /// Memory held now: the lengths of the allocations themselves, and no formula of the plan's. What
+    /// a step allocates and gives back is not in it.
     fn memory(&self) -> MemoryUse;
 
     /// Changes how many threads compute, from the next step on.

@@ -25,6 +25,7 @@ use serde_json::Value;
 use toktrie::{InferenceCapabilities, SimpleVob, TokRxInfo, TokTrie, TokenizerEnv};
 
 use crate::engine::Constraint;
+use crate::held;
 use numbers::NumberGuard;
 use schema::Document;
 
@@ -72,6 +73,7 @@ pub struct Vocabulary {
     factory: ParserFactory,
     words: Arc<Words>,
     marks: Vec<(u32, &'static str)>,
+    held_bytes: u64,
 }
 
 /// Tokens' bytes, those of marks too, and which of them have digits.
@@ -142,7 +144,15 @@ impl Vocabulary {
         for (id, mark) in &marks {
             words[*id as usize] = mark.as_bytes().to_vec();
         }
-        Ok(Self { factory, words: Arc::new(Words { all: words, with_digits }), marks })
+        let words = Words { all: words, with_digits };
+        let held_bytes = trie_bytes(factory.tok_env().tok_trie()) + words.held_bytes();
+        Ok(Self { factory, words: Arc::new(words), marks, held_bytes })
+    }
+
+    /// Bytes of its tables: the tokens' bytes and their tree. The smaller trees that llguidance cuts
+    /// out of that one are its own, and are not among them.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 
     /// The token that is this mark.
@@ -178,6 +188,21 @@ impl Vocabulary {
         });
         Ok(Guide { matcher, mask: SimpleVob::new(), numbers })
     }
+}
+
+impl Words {
+    fn held_bytes(&self) -> u64 {
+        let each: u64 = self.all.iter().map(held::of_vec).sum();
+        each + held::of_vec(&self.all) + held::of_vec(&self.with_digits)
+    }
+}
+
+/// Bytes of a tree's nodes and of its tokens' table.
+fn trie_bytes(trie: &TokTrie) -> u64 {
+    let nodes = trie.root().subtree_size() * size_of_val(trie.root());
+    let tokens = (0..trie.vocab_size() as u32).map(|id| trie.token_len(id)).sum::<usize>();
+    // A token's place and length, and its number in the order of their bytes.
+    (nodes + tokens + trie.vocab_size() * 3 * size_of::<u32>()) as u64
 }
 
 /// The compiler is not written for hostile input everywhere; a panic of its is a refusal.

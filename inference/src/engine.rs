@@ -22,6 +22,7 @@ mod options;
 mod prompt;
 mod queue;
 mod request;
+mod resident;
 mod runner;
 mod schedule;
 mod sequence;
@@ -312,7 +313,10 @@ impl Engine {
             let published = lock(&self.shared.published);
             (published.models.clone(), published.memory, published.totals)
         };
-        memory.resident_bytes = resident_bytes();
+        let resident = resident::read();
+        memory.resident_bytes = resident.bytes;
+        memory.resident_file_bytes = resident.file_bytes;
+        memory.resident_peak_bytes = resident.peak_bytes;
         totals.refused = self.shared.queue.refused();
         EngineStatus {
             models,
@@ -324,13 +328,6 @@ impl Engine {
             totals,
         }
     }
-}
-
-/// The process's resident memory, where `/proc` tells.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// An answer under way. Dropping it cancels the request at the next step.

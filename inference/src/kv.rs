@@ -16,6 +16,7 @@ use ahash::AHashMap;
 
 use crate::backend::BLOCK_TOKENS;
 use crate::engine::PrefixCache;
+use crate::held::{self, table_bytes};
 
 /// Names a text by its blocks: equal links, equal texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,6 +73,23 @@ impl BlockPool {
             links: 0,
             prefix_cache,
         }
+    }
+
+    /// Bytes that the tables of a pool of so many blocks hold at most, prefixes included.
+    pub(crate) fn held_bytes_max(blocks: usize) -> u64 {
+        let listed = size_of::<Block>() + size_of::<u32>();
+        // A tree's nodes are half full at least.
+        let ordered = 2 * size_of::<(u64, u32)>() + size_of::<usize>();
+        let named = table_bytes(blocks, size_of::<(Content, u32)>())
+            + table_bytes(blocks, size_of::<(u32, Content)>());
+        (blocks * (listed + ordered)) as u64 + named
+    }
+
+    /// Bytes that the tables hold now.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let listed = held::of_vec(&self.blocks) + held::of_vec(&self.free);
+        let ordered = (self.idle.len() * size_of::<(u64, u32)>()) as u64;
+        listed + ordered + held::of_map(&self.known) + held::of_map(&self.contents)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -7,6 +7,7 @@ pub mod constraint;
 pub mod engine;
 pub mod gguf;
 pub mod governor;
+mod held;
 mod kv;
 pub mod model;
 mod sampler;

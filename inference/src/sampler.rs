@@ -18,6 +18,7 @@ pub(crate) use logprobs::Report;
 use ahash::AHashMap;
 
 use crate::engine::Sampling;
+use crate::held;
 
 /// Why no token could be chosen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +51,11 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// Bytes that are held now.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        held::of_vec(&self.candidates) + held::of_vec(&self.recent)
+    }
+
     /// Bytes that choosing from this vocabulary takes at most.
     pub(crate) fn bytes(vocabulary: usize) -> u64 {
         (vocabulary * (size_of::<Candidate>() + size_of::<f32>())) as u64

@@ -25,6 +25,7 @@ mod vocab;
 use std::borrow::Cow;
 
 use crate::gguf::{Gguf, GgufError};
+use crate::held;
 
 pub use stream::StreamDecoder;
 
@@ -269,6 +270,16 @@ impl Tokenizer {
     /// The bytes of a token: not always whole characters. Empty for an id outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.vocab.bytes(id)
+    }
+
+    /// Bytes of its tables. The compiled pattern of a pre-tokenizer, which is the same for all
+    /// vocabularies, is not among them.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let model = match &self.model {
+            Model::Bpe(bpe) => bpe.held_bytes(),
+            Model::Spm(spm) => spm.held_bytes(),
+        };
+        self.vocab.held_bytes() + model + self.special.held_bytes() + held::of_vec(&self.ends)
     }
 
     /// Number of tokens.

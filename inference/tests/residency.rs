@@ -119,6 +119,7 @@ fn options(backend: BackendChoice, budget_bytes: u64) -> EngineOptions {
 /// Uses the models in turn, under a budget for two of them.
 async fn in_turn(folder: &Path, backend: BackendChoice, budget_bytes: u64) {
     let (before, files_before) = (status("VmRSS"), status("RssFile"));
+    let anonymous_before = status("RssAnon");
     let engine = Engine::start(options(backend, budget_bytes)).unwrap();
     let (mut weights_bytes, mut loads) = (0, 0);
     for round in 0..3 {
@@ -132,6 +133,15 @@ async fn in_turn(folder: &Path, backend: BackendChoice, budget_bytes: u64) {
             answer(&engine, name, round).await;
             let memory = engine.status().memory;
             assert!(memory.planned_bytes <= budget_bytes, "{memory:?}");
+            assert!(memory.measured_bytes <= memory.planned_bytes, "{memory:?}");
+            // Weights are written from end to end: what is said to be held is really there.
+            let held: u64 =
+                engine.status().models.iter().map(|model| model.measured.weights_bytes).sum();
+            let anonymous = status("RssAnon") - anonymous_before;
+            assert!(
+                held > 0 && held <= anonymous,
+                "{held} bytes of weights held, {anonymous} there"
+            );
             let loaded = engine.status().models.len();
             println!(
                 "{name}: {loaded} loaded, planned {} of {budget_bytes}, resident {} and at the peak {} \

@@ -62,14 +62,7 @@ pub(crate) fn status(place: &Place, args: &StatusArgs) -> anyhow::Result<ExitCod
     for (number, line) in link_lines(&status["link"]).iter().enumerate() {
         println!("{:<8} {line}", if number == 0 { "link" } else { "" });
     }
-    let memory = &status["memory"];
-    println!(
-        "memory   {} planned of {}, {} measured, {} resident",
-        bytes(&memory["planned_bytes"]),
-        bytes(&memory["budget_bytes"]),
-        bytes(&memory["measured_bytes"]),
-        bytes(&memory["resident_bytes"]),
-    );
+    println!("memory   {}", memory_line(&status["memory"]));
     let queue = &status["queue"];
     println!("queue    {} of {}", text(&queue["len"]), text(&queue["len_max"]));
     let mut table = output::table(&["model", "digest", "slot", "failure"]);
@@ -143,9 +136,10 @@ pub(crate) fn ps(place: &Place, args: &PsArgs) -> anyhow::Result<ExitCode> {
         "unloads in",
     ]);
     for model in status["models"].as_array().into_iter().flatten() {
-        let sum = |memory: &Value| {
+        let sum = |memory: &Value, tokenizer: &Value| {
             let part = |name: &str| memory[name].as_u64().unwrap_or(0);
-            output::size(part("weights_bytes") + part("kv_bytes") + part("scratch_bytes"))
+            let backend = part("weights_bytes") + part("kv_bytes") + part("scratch_bytes");
+            output::size(backend + tokenizer.as_u64().unwrap_or(0))
         };
         let name = text(&model["name"]);
         let unload = model["expires_in_ms"]
@@ -155,8 +149,8 @@ pub(crate) fn ps(place: &Place, args: &PsArgs) -> anyhow::Result<ExitCode> {
             name.split('@').next().unwrap_or_default().to_owned(),
             text(&model["backend"]),
             text(&model["context_tokens"]),
-            sum(&model["planned"]),
-            sum(&model["measured"]),
+            sum(&model["planned"], &model["tokenizer_bytes"]),
+            sum(&model["measured"], &model["measured_tokenizer_bytes"]),
             format!("{}/{}", text(&model["kv"]["used"]), text(&model["kv"]["blocks"])),
             text(&model["running"]),
             text(&model["waiting"]),
@@ -170,14 +164,7 @@ pub(crate) fn ps(place: &Place, args: &PsArgs) -> anyhow::Result<ExitCode> {
             println!("{} runs without its draft: {reason}", text(&model["name"]));
         }
     }
-    let memory = &status["memory"];
-    println!(
-        "memory: {} planned of {}, {} measured, {} resident",
-        bytes(&memory["planned_bytes"]),
-        bytes(&memory["budget_bytes"]),
-        bytes(&memory["measured_bytes"]),
-        bytes(&memory["resident_bytes"]),
-    );
+    println!("memory: {}", memory_line(&status["memory"]));
     println!("threads: {}", text(&status["threads"]));
     for reason in status["governor"]["reasons"].as_array().into_iter().flatten() {
         println!("narrowed: {}", text(&reason["text"]));
@@ -212,6 +199,18 @@ pub(crate) fn sync(place: &Place, args: &SyncArgs) -> anyhow::Result<ExitCode> {
         println!("this device belongs to no fleet; `fulmar enroll JOIN_TOKEN` joins one");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The byte budget in a line: what was planned, what is held, and what the system counts.
+fn memory_line(memory: &Value) -> String {
+    format!(
+        "{} planned of {}, {} measured, {} resident ({} at the peak)",
+        bytes(&memory["planned_bytes"]),
+        bytes(&memory["budget_bytes"]),
+        bytes(&memory["measured_bytes"]),
+        bytes(&memory["resident_bytes"]),
+        bytes(&memory["resident_peak_bytes"]),
+    )
 }
 
 #[cfg(test)]

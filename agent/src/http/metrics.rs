@@ -84,11 +84,25 @@ impl prometheus_client::collector::Collector for EngineCollector {
         let gauges = [
             ("engine_budget_bytes", "The byte budget", memory.budget_bytes),
             ("engine_planned_bytes", "Bytes planned of the budget", memory.planned_bytes),
-            ("engine_measured_bytes", "Bytes in use by backends and queues", memory.measured_bytes),
+            (
+                "engine_measured_bytes",
+                "Bytes held by models, sequences and queues, by their allocations",
+                memory.measured_bytes,
+            ),
             (
                 "engine_resident_bytes",
                 "The process's resident memory",
                 memory.resident_bytes.unwrap_or(0),
+            ),
+            (
+                "engine_resident_file_bytes",
+                "The process's resident memory that is pages of mapped files",
+                memory.resident_file_bytes.unwrap_or(0),
+            ),
+            (
+                "engine_resident_peak_bytes",
+                "The process's resident memory at its peak",
+                memory.resident_peak_bytes.unwrap_or(0),
             ),
             ("engine_models", "Models loaded", status.models.len() as u64),
             ("engine_threads", "Threads that compute now", status.threads as u64),

@@ -156,6 +156,11 @@ impl Cache {
         &self.shape
     }
 
+    /// Bytes that are held.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
     /// One head of one block.
     pub(crate) fn unit(&self, layer: usize, block: u32, head: usize) -> &[u8] {
         &self.data[self.unit_at(layer, block, head)..][..self.shape.unit_bytes()]

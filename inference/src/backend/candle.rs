@@ -9,6 +9,7 @@
 //! `native` backend.
 
 mod attention;
+mod held;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -130,9 +131,10 @@ impl Backend for Candle {
 
     fn memory(&self) -> MemoryUse {
         MemoryUse {
-            weights_bytes: self.decoder.weights_bytes,
-            kv_bytes: attention::cache_bytes(&self.decoder.architecture, &self.decoder.options),
-            scratch_bytes: scratch_bytes(&self.decoder.architecture, &self.decoder.options),
+            weights_bytes: self.decoder.weights_bytes(),
+            kv_bytes: self.decoder.caches.iter().map(Cache::held_bytes).sum(),
+            // A step allocates its tensors and gives them back.
+            scratch_bytes: 0,
         }
     }
 
@@ -154,7 +156,6 @@ struct Decoder {
     caches: Vec<Cache>,
     output_norm: Norm,
     output: Projection,
-    weights_bytes: u64,
 }
 
 struct Block {
@@ -201,6 +202,32 @@ impl Block {
     }
 }
 
+impl Block {
+    fn held_bytes(&self) -> u64 {
+        let projections = [
+            &self.query,
+            &self.key,
+            &self.value,
+            &self.attention_output,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ];
+        let norms = [
+            Some(&self.attention_norm),
+            self.query_norm.as_ref(),
+            self.key_norm.as_ref(),
+            self.attention_sub_norm.as_ref(),
+            self.post_attention_norm.as_ref(),
+            Some(&self.feed_forward_norm),
+            self.feed_forward_sub_norm.as_ref(),
+            self.post_feed_forward_norm.as_ref(),
+        ];
+        let projections: u64 = projections.into_iter().map(Projection::held_bytes).sum();
+        projections + norms.into_iter().flatten().map(Norm::held_bytes).sum::<u64>()
+    }
+}
+
 /// Applies a norm that may be absent.
 fn normed(norm: Option<&Norm>, x: Tensor) -> candle_core::Result<Tensor> {
     match norm {
@@ -231,7 +258,6 @@ impl Decoder {
         Ok(Self {
             output_norm: source.norm(&architecture.output_norm, architecture.embedding_len)?,
             output: source.projection(&architecture.output)?,
-            weights_bytes: source.held_bytes(),
             architecture: architecture.clone(),
             options: options.clone(),
             device,
@@ -239,6 +265,12 @@ impl Decoder {
             blocks,
             caches,
         })
+    }
+
+    /// Bytes of all weights' storage.
+    fn weights_bytes(&self) -> u64 {
+        let blocks: u64 = self.blocks.iter().map(Block::held_bytes).sum();
+        blocks + self.output_norm.held_bytes() + self.output.held_bytes()
     }
 
     fn name(&self) -> &'static str {

@@ -59,7 +59,7 @@ pub fn plan(
 ) -> Result<MemoryUse, LoadError> {
     let isa = Isa::detect().map_err(|error| refused(&error))?;
     Ok(MemoryUse {
-        weights_bytes: Source::new(gguf, architecture, isa)?.bytes() as u64,
+        weights_bytes: Source::new(gguf, architecture, isa)?.held_bytes_max() as u64,
         kv_bytes: cache_shape(architecture, options).bytes() as u64,
         scratch_bytes: step::scratch_bytes(architecture, options),
     })
@@ -141,9 +141,9 @@ impl Backend for Native {
 
     fn memory(&self) -> MemoryUse {
         MemoryUse {
-            weights_bytes: self.weights.bytes as u64,
-            kv_bytes: self.cache.shape().bytes() as u64,
-            scratch_bytes: step::scratch_bytes(&self.architecture, &self.options),
+            weights_bytes: self.weights.held_bytes as u64,
+            kv_bytes: self.cache.bytes() as u64,
+            scratch_bytes: self.scratch.held_bytes() as u64,
         }
     }
 

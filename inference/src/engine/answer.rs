@@ -121,6 +121,11 @@ impl Answer {
         Some(now.saturating_duration_since(self.accepted_at).as_micros() as u64)
     }
 
+    /// Bytes of what was said and not read yet.
+    pub(crate) fn unread_bytes(&self) -> u64 {
+        self.events.unread_bytes()
+    }
+
     /// Tokens that may still come.
     pub(crate) fn tokens_left(&self) -> usize {
         self.tokens_max - self.completion_tokens

@@ -38,6 +38,12 @@ impl Front {
         Self { name, ordinal, tokenizer, template, pooling, context_tokens, vocab_len, vocabulary }
     }
 
+    /// Bytes of the tables of tokenizer and constraints, as far as they were built.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let vocabulary = self.vocabulary.get().and_then(|built| built.as_ref().ok());
+        self.tokenizer.held_bytes() + vocabulary.map_or(0, Vocabulary::held_bytes)
+    }
+
     /// The model's vocabulary, ready to compile constraints against.
     pub(crate) fn vocabulary(&self) -> Result<&Vocabulary, ConstraintError> {
         let vocabulary = self.vocabulary.get_or_init(|| {

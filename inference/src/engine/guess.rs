@@ -10,6 +10,7 @@ use ahash::AHashMap;
 use super::loaded::Work;
 use super::sequence::Sequence;
 use crate::backend::{Backend, Batch, MemoryUse, Rows, Span, StepOutput};
+use crate::held;
 use crate::kv::{BlockPool, blocks_for};
 use crate::sampler::Scratch;
 use crate::speculate;
@@ -78,7 +79,12 @@ impl Draft {
     }
 
     pub(crate) fn memory(&self) -> MemoryUse {
-        self.backend.memory()
+        let mut memory = self.backend.memory();
+        let of_text = |text: &Text| held::of_vec(&text.tokens) + held::of_vec(&text.blocks);
+        memory.kv_bytes += self.pool.held_bytes();
+        memory.scratch_bytes += held::of_vec(&self.output.values);
+        memory.scratch_bytes += self.texts.values().map(of_text).sum::<u64>();
+        memory
     }
 
     pub(crate) fn set_threads(&mut self, threads: usize) {

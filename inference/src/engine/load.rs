@@ -324,6 +324,7 @@ impl Planned {
     ) -> Result<MemoryUse, LoadRefused> {
         let options = BackendOptions { kv_blocks, ..self.backend.clone() };
         let mut memory = self.chosen.plan(gguf, &self.architecture, &options)?;
+        memory.kv_bytes += BlockPool::held_bytes_max(kv_blocks);
         let logits = (engine.sequences_max + GUESSES_MAX) * self.architecture.vocab_len;
         let hidden = options.batch_tokens_max * self.architecture.embedding_len;
         let rows = (logits.max(hidden) * size_of::<f32>()) as u64;
@@ -366,7 +367,11 @@ fn plan_draft(
         ..target.clone()
     };
     let chosen = Chosen::new(choice, gguf, &architecture, &backend)?;
-    let memory = chosen.plan(gguf, &architecture, &backend)?;
+    let mut memory = chosen.plan(gguf, &architecture, &backend)?;
+    memory.kv_bytes += BlockPool::held_bytes_max(backend.kv_blocks);
+    // A row of logits, and the texts that its cache holds.
+    let texts = backend.kv_blocks * BLOCK_TOKENS * 2;
+    memory.scratch_bytes += ((architecture.vocab_len + texts) * size_of::<f32>()) as u64;
     Ok(PlannedDraft { architecture, chosen, backend, memory })
 }
 

@@ -123,15 +123,26 @@ impl Loaded {
         budget::total(&self.planned).saturating_add(self.info.tokenizer_bytes)
     }
 
-    /// Bytes measured now; what was planned outside the backend is taken as planned.
+    /// Bytes held now, by what was allocated: the plan is not asked.
     pub(crate) fn measured(&self) -> MemoryUse {
         let memory = self.stepper.memory();
         let draft = self.draft.as_ref().map(Draft::memory).unwrap_or_default();
+        let (pool, scratch) = (self.scheduler.pool.held_bytes(), self.scratch.held_bytes());
         MemoryUse {
             weights_bytes: memory.weights_bytes + draft.weights_bytes,
-            kv_bytes: memory.kv_bytes + draft.kv_bytes,
-            scratch_bytes: memory.scratch_bytes + draft.scratch_bytes,
+            kv_bytes: memory.kv_bytes + draft.kv_bytes + pool,
+            scratch_bytes: memory.scratch_bytes + draft.scratch_bytes + scratch,
         }
+    }
+
+    /// Bytes that the sequences in the batch hold, with what nobody has read of their answers. Those
+    /// that wait are in the queue's count.
+    pub(crate) fn sequence_bytes(&self) -> u64 {
+        let of_work = |work: &Work| match work {
+            Work::Generate(answer) => answer.unread_bytes(),
+            Work::Embed(vector) => vector.held_bytes(),
+        };
+        self.scheduler.running().iter().map(|s| s.held_bytes() + of_work(&s.work)).sum()
     }
 
     /// One round: ends what is over, plans a step, computes it, deals with the result.
@@ -403,6 +414,7 @@ impl Loaded {
         ModelStatus {
             info: self.info.clone(),
             measured: self.measured(),
+            measured_tokenizer_bytes: self.tokenizer.held_bytes(),
             running: self.scheduler.running().len(),
             waiting: self.scheduler.waiting().len(),
             kv: self.kv(),

@@ -296,7 +296,7 @@ impl Runner {
             return;
         }
         self.published = Some(now);
-        let models: Vec<_> = self.models.iter().map(|(_, m)| m.status(now)).collect();
+        let mut models: Vec<_> = self.models.iter().map(|(_, m)| m.status(now)).collect();
         let mut totals = self.gone;
         let mut memory = MemoryStatus {
             budget_bytes: self.shared.options.budget_bytes,
@@ -305,16 +305,22 @@ impl Runner {
             ..MemoryStatus::default()
         };
         memory.planned_bytes = memory.budget_bytes - memory.free_bytes;
-        memory.measured_bytes = memory.queue_bytes;
-        for ((_, loaded), status) in self.models.iter().zip(&models) {
+        memory.measured_queue_bytes = self.shared.queue.status().bytes;
+        for ((_, loaded), status) in self.models.iter().zip(&mut models) {
+            if let Some(front) = self.shared.fronts.get(&status.info.name) {
+                status.measured_tokenizer_bytes = front.held_bytes();
+            }
+            memory.measured_queue_bytes += loaded.sequence_bytes();
             totals.add(&status.totals);
             memory.weights_bytes += loaded.planned.weights_bytes;
             memory.kv_bytes += loaded.planned.kv_bytes;
             memory.scratch_bytes += loaded.planned.scratch_bytes;
             memory.tokenizer_bytes += status.info.tokenizer_bytes;
             memory.prefix_bytes += status.kv.prefix as u64 * status.kv.block_bytes;
-            memory.measured_bytes += budget::total(&status.measured) + status.info.tokenizer_bytes;
+            memory.measured_bytes +=
+                budget::total(&status.measured) + status.measured_tokenizer_bytes;
         }
+        memory.measured_bytes += memory.measured_queue_bytes;
         let mut published = lock(&self.shared.published);
         published.models = models;
         published.memory = memory;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::BLOCK_TOKENS;
+use crate::held;
 use crate::kv::{BlockPool, Link, blocks_for};
 
 /// What is wanted from a sequence's steps.
@@ -64,6 +65,12 @@ impl<W> Sequence<W> {
             stepped: 0,
             right: 0,
         }
+    }
+
+    /// Bytes of its lists.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let tokens = held::of_vec(&self.tokens) + held::of_vec(&self.guesses);
+        tokens + held::of_vec(&self.blocks) + held::of_vec(&self.links)
     }
 
     pub(crate) fn computed(&self) -> usize {

@@ -31,8 +31,10 @@ pub struct ModelStatus {
     /// What was planned at loading and what the model is.
     #[serde(flatten)]
     pub info: ModelInfo,
-    /// Measured now.
+    /// Held now, by the lengths of what was allocated; a draft model included.
     pub measured: MemoryUse,
+    /// Bytes that tokenizer and grammar tables hold now.
+    pub measured_tokenizer_bytes: u64,
     /// Sequences in the batch.
     pub running: usize,
     /// Requests that wait for this model.
@@ -100,7 +102,8 @@ pub struct MemoryStatus {
     pub budget_bytes: u64,
     /// Planned, all models and queues.
     pub planned_bytes: u64,
-    /// Measured by the backends, plus queues.
+    /// Held now, all models, tokenizers, sequences and queues, by the lengths of what was allocated.
+    /// Memory that was allocated and never touched counts, pages of mapped files don't.
     pub measured_bytes: u64,
     /// Not planned for anything.
     pub free_bytes: u64,
@@ -116,8 +119,14 @@ pub struct MemoryStatus {
     pub tokenizer_bytes: u64,
     /// Reserved for waiting prompts and answers not yet read.
     pub queue_bytes: u64,
-    /// The process's resident memory, where the system tells.
+    /// Of these, held now.
+    pub measured_queue_bytes: u64,
+    /// The process's resident memory, where the system tells: everything, this program's code too.
     pub resident_bytes: Option<u64>,
+    /// Of these, pages of mapped files.
+    pub resident_file_bytes: Option<u64>,
+    /// The most that was resident since the process began.
+    pub resident_peak_bytes: Option<u64>,
 }
 
 /// Requests that wait.

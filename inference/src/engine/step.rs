@@ -7,6 +7,7 @@ use super::loaded::Work;
 use super::schedule::Item;
 use super::sequence::{Kind, Sequence};
 use crate::backend::{Backend, Batch, MemoryUse, Rows, Span, StepOutput};
+use crate::held;
 
 pub(crate) struct Stepper {
     backend: Box<dyn Backend>,
@@ -27,8 +28,11 @@ impl Stepper {
         }
     }
 
+    /// What the backend holds, and the rows of the last step.
     pub(crate) fn memory(&self) -> MemoryUse {
-        self.backend.memory()
+        let mut memory = self.backend.memory();
+        memory.scratch_bytes += held::of_vec(&self.output.values) + held::of_vec(&self.tokens);
+        memory
     }
 
     /// Time spent in the backend so far.

@@ -7,6 +7,7 @@ mod failures;
 mod fairness;
 #[cfg(target_os = "linux")]
 mod idle;
+mod measured;
 mod texts;
 mod vectors;
 mod whole;

@@ -50,6 +50,11 @@ impl EventSender {
         self.sender.try_send(event).map_err(|_| Unsent::Gone)
     }
 
+    /// Bytes that nobody has read yet.
+    pub(crate) fn unread_bytes(&self) -> u64 {
+        self.unread.load(Ordering::Acquire)
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }

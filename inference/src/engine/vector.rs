@@ -58,6 +58,11 @@ impl Vector {
         Some(now.saturating_duration_since(self.accepted_at).as_micros() as u64)
     }
 
+    /// Bytes of the vector so far.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        crate::held::of_vec(&self.sum)
+    }
+
     /// Which rows a chunk must give.
     pub(crate) fn rows(&self, is_last_chunk: bool) -> Rows {
         match self.pooling {

@@ -5,6 +5,7 @@ use super::pre::{Compiled, PreTokenizer};
 use super::vocab::{Kind, Vocab, Words};
 use super::{MERGES_LEN_MAX, TokenizerError};
 use crate::gguf::{Gguf, GgufError};
+use crate::held;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -35,6 +36,13 @@ struct Merges {
     /// By rank.
     ids: Vec<u32>,
     seed: u64,
+}
+
+impl Bpe {
+    pub(super) fn held_bytes(&self) -> u64 {
+        let words = self.words.as_ref().map_or(0, Words::held_bytes);
+        held::of_vec(&self.merges.slots) + held::of_vec(&self.merges.ids) + words
+    }
 }
 
 impl Merges {

@@ -6,6 +6,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::TokenizerError;
 use super::vocab::{Kind, Vocab};
+use crate::held;
 
 /// Bytes of all tokens that are not ordinary text, together. Real vocabularies have 0.1 MB.
 const SPECIAL_BYTES_MAX: usize = 4 << 20;
@@ -67,6 +68,12 @@ struct Finder {
 }
 
 impl Finder {
+    fn held_bytes(&self) -> u64 {
+        let texts: usize = self.by_text.keys().map(|text| text.len()).sum();
+        let search = self.search.as_ref().map_or(0, AhoCorasick::memory_usage);
+        held::of_vec(&self.ids) + held::of_map(&self.by_text) + (texts + search) as u64
+    }
+
     /// Of tokens with the same text the first counts.
     fn new(tokens: &[(&str, u32)]) -> Result<Self, TokenizerError> {
         let key = "tokenizer.ggml.tokens";
@@ -107,6 +114,10 @@ pub(super) struct SpecialIndex {
 }
 
 impl SpecialIndex {
+    pub(super) fn held_bytes(&self) -> u64 {
+        [&self.reserved, &self.defined, &self.ends].into_iter().map(Finder::held_bytes).sum()
+    }
+
     pub(super) fn new(vocab: &Vocab, sentence_piece: bool) -> Result<Self, TokenizerError> {
         let (mut reserved, mut defined) = (Vec::new(), Vec::new());
         for id in vocab.ids() {

@@ -7,6 +7,7 @@ use std::collections::BinaryHeap;
 use super::vocab::{Kind, Vocab, Words};
 use super::{SHIELD, TokenizerError};
 use crate::gguf::{Gguf, GgufError};
+use crate::held;
 
 #[derive(Debug)]
 pub(super) struct Spm {
@@ -15,6 +16,12 @@ pub(super) struct Spm {
     byte_ids: [Option<u32>; 256],
     unknown: Option<u32>,
     add_space: bool,
+}
+
+impl Spm {
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.words.held_bytes() + held::of_vec(&self.scores)
+    }
 }
 
 /// Two neighbours that can be merged: the right one starts at `middle`.

@@ -2,6 +2,7 @@
 
 use super::{TOKENS_LEN_MAX, TokenizerError};
 use crate::gguf::Gguf;
+use crate::held;
 
 /// What a token is for; `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,10 @@ pub(super) struct Vocab {
 }
 
 impl Vocab {
+    pub(super) fn held_bytes(&self) -> u64 {
+        held::of_vec(&self.bytes) + held::of_vec(&self.ends) + held::of_vec(&self.kinds)
+    }
+
     pub(super) fn read(gguf: &Gguf, alphabet: Alphabet) -> Result<Self, TokenizerError> {
         let key = "tokenizer.ggml.tokens";
         let missing = || crate::gguf::GgufError::Missing { key: key.into() };
@@ -184,6 +189,10 @@ pub(super) struct Words {
 const EMPTY: u32 = u32::MAX;
 
 impl Words {
+    pub(super) fn held_bytes(&self) -> u64 {
+        held::of_vec(&self.slots)
+    }
+
     /// A table of the tokens that `keep` chooses; empty ones are left out.
     pub(super) fn new(vocab: &Vocab, keep: impl Fn(Kind) -> bool) -> Result<Self, TokenizerError> {
         let capacity = (vocab.len() * 2).next_power_of_two().max(16);

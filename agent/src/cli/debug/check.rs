@@ -64,11 +64,13 @@ fn facts(path: &Path, compute: &Compute) -> anyhow::Result<String> {
         "compute a step: the logits are not finite, so the weights are damaged"
     );
     Ok(format!(
-        "{}: {} layers, {} tokens in the vocabulary, {} of context, {} bytes of weights",
+        "{}: {} layers, {} tokens in the vocabulary, {} of context, {} bytes of weights planned, \
+         {} held",
         architecture.family.name,
         architecture.layers.len(),
         architecture.vocab_len,
         architecture.context_tokens,
-        planned.weights_bytes
+        planned.weights_bytes,
+        sequence.memory().weights_bytes
     ))
 }

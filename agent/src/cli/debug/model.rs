@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use fulmar_inference::backend::{
-    self, BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, Rows, Span, StepOutput,
+    self, BLOCK_TOKENS, Backend, BackendOptions, Batch, KvType, MemoryUse, Rows, Span, StepOutput,
 };
 use fulmar_inference::engine::BackendChoice;
 use fulmar_inference::gguf::Gguf;
@@ -111,6 +111,11 @@ impl Sequence {
             position: 0,
             output: StepOutput::default(),
         })
+    }
+
+    /// What the backend holds now.
+    pub(super) fn memory(&self) -> MemoryUse {
+        self.backend.memory()
     }
 
     /// Appends tokens and gives the logits of the rows asked for, with their width.

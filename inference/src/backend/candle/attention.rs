@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Device, Tensor};
 
+use super::held;
 use crate::backend::{BLOCK_TOKENS, BackendOptions, Batch, KvType, Span};
 use crate::model::{Architecture, Rope, RotaryKind};
 
@@ -123,6 +124,11 @@ impl Cache {
             values: Tensor::zeros(shape, dtype, device)?,
             kv_type: options.kv_type,
         })
+    }
+
+    /// Bytes of its tensors' storage.
+    pub(super) fn held_bytes(&self) -> u64 {
+        held::of_tensor(&self.keys) + held::of_tensor(&self.values)
     }
 
     /// Writes the keys and values of a step's tokens, each `[tokens, kv_heads, head_dims]`.

@@ -134,7 +134,7 @@ fn the_hidden_state_is_the_heads_input() {
 }
 
 #[test]
-fn what_is_planned_is_what_is_held() {
+fn what_is_held_is_within_what_is_planned_and_close_to_it() {
     for (family, ty) in [("phi3", TensorType::F32), ("bitnet", TensorType::Q8_0)] {
         let sample = Sample { weight_type: ty, ..Sample::of(family) };
         let gguf = sample.gguf().expect("a sample");
@@ -142,7 +142,7 @@ fn what_is_planned_is_what_is_held() {
         let planned = candle::plan(&gguf, &architecture, &options(KvType::F16));
         let (backend, _) = load(&sample, KvType::F16);
         let held = backend.memory();
-        assert_eq!((planned.kv_bytes, planned.scratch_bytes), (held.kv_bytes, held.scratch_bytes));
+        assert_eq!((planned.kv_bytes, held.scratch_bytes), (held.kv_bytes, 0));
         assert!(planned.weights_bytes >= held.weights_bytes);
         assert!(planned.weights_bytes < held.weights_bytes + held.weights_bytes / 20);
     }

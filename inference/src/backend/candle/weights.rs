@@ -6,6 +6,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Tensor};
 use fulmar_kernels::formats::{TensorType, dequantize};
 
+use super::held;
 use crate::backend::LoadError;
 use crate::backend::pages::EmbeddingPages;
 use crate::gguf::Gguf;
@@ -24,7 +25,6 @@ pub(super) struct Source {
     device: Device,
     norm_epsilon: f64,
     dense: bool,
-    held_bytes: u64,
     pages: EmbeddingPages,
 }
 
@@ -70,8 +70,17 @@ pub(super) fn plan(gguf: &Gguf, architecture: &Architecture, cpu: bool) -> u64 {
         let form = form(info.ty, dense, cpu);
         bytes = bytes.saturating_add(form_bytes(form, cpu, info.ty, linear));
     }
-    let norms = architecture.layers.len() as u64 * 8 * architecture.embedding_len as u64 * 4;
-    bytes.saturating_add(norms)
+    bytes.saturating_add(vector_bytes(architecture))
+}
+
+/// Bytes of norms and biases, from above.
+fn vector_bytes(architecture: &Architecture) -> u64 {
+    let a = architecture;
+    let widest = a.embedding_len.max(a.heads * a.head_dims).max(a.feed_forward_len_max());
+    let norms = (a.layers.len() * 8 + 1) * widest;
+    let biased = a.linears().filter(|linear| linear.bias.is_some());
+    let biases: usize = biased.map(|linear| linear.outputs).sum();
+    (norms as u64 + biases as u64) * 4
 }
 
 fn dense_bytes(architecture: &Architecture) -> u64 {
@@ -101,11 +110,21 @@ fn form_bytes(form: Form, cpu: bool, ty: TensorType, linear: &Linear) -> u64 {
         Form::Dense => rows.saturating_mul(columns).saturating_mul(4),
         Form::Half(_) => rows.saturating_mul(columns).saturating_mul(2),
         Form::Quantized(_) => {
-            // On a CPU candle keeps a copy beside it, interleaved for its kernels.
-            let copies = if cpu { 2 } else { 1 };
-            rows.saturating_mul(ty.row_bytes(linear.inputs).unwrap_or(0) as u64 * copies)
+            let row_bytes = ty.row_bytes(linear.inputs).unwrap_or(0) as u64;
+            let copy_bytes = if cpu { interleaved_bytes(ty, row_bytes) } else { 0 };
+            rows.saturating_mul(row_bytes.saturating_add(copy_bytes))
         }
         Form::Streamed => 0,
+    }
+}
+
+/// Bytes of a row in the copy that candle interleaves for its kernels on a CPU: on x86-64 with the
+/// scales of `Q4_K` and `Q6_K` as floats, and the codes of `Q6_K` a byte each.
+fn interleaved_bytes(ty: TensorType, row_bytes: u64) -> u64 {
+    match ty {
+        TensorType::Q4K => row_bytes.div_ceil(144).saturating_mul(192),
+        TensorType::Q6K => row_bytes.div_ceil(210).saturating_mul(320),
+        _ => row_bytes,
     }
 }
 
@@ -176,7 +195,6 @@ impl Source {
             device,
             norm_epsilon: f64::from(architecture.norm_epsilon),
             dense: dense_bytes(architecture) <= dense_bytes_max,
-            held_bytes: 0,
             pages: EmbeddingPages::default(),
         }
     }
@@ -184,11 +202,6 @@ impl Source {
     /// Where the tensors go.
     pub(super) fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// Bytes of all tensors handed out.
-    pub(super) fn held_bytes(&self) -> u64 {
-        self.held_bytes
     }
 
     /// Proves that single rows of a tensor can be read, before a step has to.
@@ -213,7 +226,6 @@ impl Source {
         let whole = self.gguf.info(name).map_or(len, |info| info.shape.iter().product());
         let values = read_rows(&self.gguf, name, whole, 0, 1)?;
         let part = values.get(first..first + len).unwrap_or_default().to_vec();
-        self.held_bytes += len as u64 * 4;
         Tensor::from_vec(part, len, &self.device).map_err(|error| backend_error(&error))
     }
 
@@ -225,7 +237,6 @@ impl Source {
         let ty = tensor.info.ty;
         let cpu = self.device.is_cpu();
         let form = form(ty, self.dense, cpu);
-        self.held_bytes = self.held_bytes.saturating_add(form_bytes(form, cpu, ty, linear));
         let weight = self.weight(form, linear).map_err(|error| match error {
             Refused::Load(error) => error,
             Refused::Candle(error) => {
@@ -325,6 +336,17 @@ impl From<candle_core::Error> for Refused {
 }
 
 impl Projection {
+    /// Bytes of its tensors' storage.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let weight = match &self.weight {
+            Weight::Dense(weight) | Weight::Half(weight) => held::of_tensor(weight),
+            Weight::Quantized(weight) => held::of_quantized(weight),
+            // In the file, which the page cache holds.
+            Weight::Streamed { .. } => 0,
+        };
+        weight + self.bias.as_ref().map_or(0, held::of_tensor)
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let mut y = match &self.weight {
             Weight::Dense(weight) => x.matmul(&weight.t()?)?,
@@ -359,6 +381,11 @@ fn streamed(gguf: &Gguf, linear: &Linear, step: usize, x: &Tensor) -> candle_cor
 }
 
 impl Norm {
+    /// Bytes of its tensor's storage.
+    pub(super) fn held_bytes(&self) -> u64 {
+        held::of_tensor(&self.weight)
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
         x.broadcast_div(&(mean + self.epsilon)?.sqrt()?)?.broadcast_mul(&self.weight)

@@ -49,6 +49,13 @@ impl Scratch {
             inner: rows(a.feed_forward_len_max())?,
         })
     }
+
+    /// Bytes of all buffers. The threads' panels are theirs, and not among them.
+    pub(super) fn held_bytes(&self) -> usize {
+        let Self { activations, x, y, query, key, value, attended, inner } = self;
+        let rows = [x, y, query, key, value, attended, inner];
+        activations.bytes() + rows.iter().map(|buffer| buffer.len()).sum::<usize>()
+    }
 }
 
 /// Bytes of a step's buffers, from above.

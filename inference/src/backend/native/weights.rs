@@ -3,6 +3,7 @@
 //! Embedding rows are read from the model file as tokens come: they need no regrouping, and where
 //! the file ties them to the head they would otherwise be kept twice.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -29,8 +30,8 @@ pub(super) struct Weights {
     pub(super) output_norm: Vec<f32>,
     pub(super) output: Matrix,
     pub(super) embeddings: Embeddings,
-    /// Bytes of all matrices and vectors.
-    pub(super) bytes: usize,
+    /// Bytes of the allocations that matrices and vectors lie in.
+    pub(super) held_bytes: usize,
 }
 
 /// One layer's weights, as [`Layer`] has them.
@@ -125,6 +126,8 @@ pub(super) struct Source<'a> {
     vectors_at: usize,
     vectors: HashMap<Key<'a>, Vec<f32>>,
     bytes: usize,
+    /// Bytes of the vectors that were handed out.
+    handed_bytes: Cell<usize>,
 }
 
 /// Every vector that a model's weights have: norms and biases.
@@ -174,8 +177,18 @@ impl<'a> Source<'a> {
         isa: Isa,
     ) -> Result<Self, LoadError> {
         let (places, order, vectors) = (HashMap::new(), Vec::new(), HashMap::new());
-        let mut source =
-            Self { gguf, architecture, isa, places, order, vectors_at: 0, vectors, bytes: 0 };
+        let (vectors_at, bytes, handed_bytes) = (0, 0, Cell::new(0));
+        let mut source = Self {
+            gguf,
+            architecture,
+            isa,
+            places,
+            order,
+            vectors_at,
+            vectors,
+            bytes,
+            handed_bytes,
+        };
         for linear in architecture.linears() {
             if source.places.contains_key(&key(linear)) {
                 continue;
@@ -192,9 +205,10 @@ impl<'a> Source<'a> {
         Ok(source)
     }
 
-    /// Bytes of all matrices and vectors.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// Bytes that the weights hold at most: those from a copy have the vectors twice, as they were
+    /// read and as they are used.
+    pub(super) fn held_bytes_max(&self) -> usize {
+        self.bytes + (self.bytes - self.vectors_at)
     }
 
     /// Takes the regrouped weights from the copy in `folder`, or makes them (and the copy).
@@ -310,7 +324,7 @@ impl<'a> Source<'a> {
             output_norm: self.vector(&a.output_norm, 0, a.embedding_len)?,
             output: self.matrix(storage, &a.output)?,
             embeddings: Embeddings::new(self.gguf, a)?,
-            bytes: self.bytes,
+            held_bytes: storage.len() + self.handed_bytes.get(),
         })
     }
 
@@ -358,10 +372,12 @@ impl<'a> Source<'a> {
 
     /// Values `first..first + len` of a small tensor.
     fn vector(&self, name: &str, first: usize, len: usize) -> Result<Vec<f32>, LoadError> {
-        match self.vectors.get(&(name, first, len)) {
-            Some(values) => Ok(values.clone()),
-            None => self.read_vector(name, first, len),
-        }
+        let values = match self.vectors.get(&(name, first, len)) {
+            Some(values) => values.clone(),
+            None => self.read_vector(name, first, len)?,
+        };
+        self.handed_bytes.set(self.handed_bytes.get() + values.capacity() * size_of::<f32>());
+        Ok(values)
     }
 
     fn read_vector(&self, name: &str, first: usize, len: usize) -> Result<Vec<f32>, LoadError> {
