@@ -5,11 +5,14 @@
 //! quantised products (which round activations to 8 bits) take over where it knows the type.
 //! Embedding rows are dequantised from the file as tokens come.
 //!
+//! Invariant, on a CPU: a token's result depends on its sequence alone, bit by bit; see [`rows`].
+//!
 //! Deliberately absent: fused kernels and preallocated activations. The fast path on a CPU is the
 //! `native` backend.
 
 mod attention;
 mod held;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -38,7 +41,7 @@ pub fn load(
 }
 
 /// [`load`], dequantising at most `dense_bytes_max` of projections.
-fn load_within(
+pub(crate) fn load_within(
     dense_bytes_max: u64,
     gguf: &Gguf,
     architecture: &Architecture,
@@ -90,7 +93,7 @@ fn pool(threads: usize) -> Result<rayon::ThreadPool, LoadError> {
 
 /// The most that a step of `batch_tokens_max` tokens allocates at a time, roughly from above.
 fn scratch_bytes(architecture: &Architecture, options: &BackendOptions) -> u64 {
-    let rows = options.batch_tokens_max as u64;
+    let tokens = options.batch_tokens_max.next_multiple_of(rows::TILE_ROWS) as u64;
     let heads = (architecture.heads * architecture.head_dims) as u64;
     let inner = architecture.feed_forward_len_max() as u64;
     let wide = architecture.embedding_len as u64 * 6 + heads * 6 + inner * 4;
@@ -98,8 +101,12 @@ fn scratch_bytes(architecture: &Architecture, options: &BackendOptions) -> u64 {
     let context =
         options.context_tokens_max.min(options.kv_blocks.saturating_mul(super::BLOCK_TOKENS));
     let gathered = context as u64 * architecture.kv_len() as u64 * 6;
-    let floats = rows.saturating_mul(wide + logits).saturating_add(gathered);
-    floats.saturating_mul(4).saturating_add(3 * attention::SCORES_BYTES_MAX as u64)
+    let floats = tokens.saturating_mul(wide + logits).saturating_add(gathered);
+    let scores = (context.next_multiple_of(attention::TILE_POSITIONS) * architecture.heads) as u64;
+    let scores = scores.saturating_mul(4 * rows::TILE_ROWS as u64);
+    floats
+        .saturating_mul(4)
+        .saturating_add(scores.max(attention::SCORES_BYTES_MAX as u64).saturating_mul(3))
 }
 
 struct Candle {

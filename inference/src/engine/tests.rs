@@ -5,8 +5,6 @@ mod alike;
 mod calls;
 mod failures;
 mod fairness;
-#[cfg(target_os = "linux")]
-mod idle;
 mod measured;
 mod texts;
 mod vectors;

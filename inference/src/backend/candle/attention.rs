@@ -3,11 +3,19 @@
 use candle_core::{D, DType, Device, Tensor};
 
 use super::held;
+use super::rows::{self, TILE_ROWS};
 use crate::backend::{BLOCK_TOKENS, BackendOptions, Batch, KvType, Span};
 use crate::model::{Architecture, Rope, RotaryKind};
 
-/// Attention scores held at a time; longer spans go through in pieces.
+/// Positions that are attended to at a time, the same for every query: sums go the same way then.
+pub(super) const TILE_POSITIONS: usize = 256;
+const TILE_BLOCKS: usize = TILE_POSITIONS / BLOCK_TOKENS;
+
+/// Attention scores held at a time on a GPU; longer spans go through in pieces.
 pub(super) const SCORES_BYTES_MAX: usize = 32 << 20;
+
+/// The largest finite half float.
+const F16_MAX: f32 = 65504.0;
 
 /// Values that share a scale in [`KvType::Q8`].
 const Q8_GROUP: usize = 32;
@@ -157,7 +165,10 @@ impl Cache {
 
     /// `[tokens, kv_heads, head_dims]` as the cache holds it, `[tokens, kv_heads * head_dims]`.
     fn stored(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        // Finite, whatever was computed: positions that a query does not see count zero times.
+        let most = if self.kv_type == KvType::F32 { f32::MAX } else { F16_MAX };
         let x = x.flatten_from(1)?.contiguous()?;
+        let x = x.eq(&x)?.where_cond(&x, &x.zeros_like()?)?.clamp(-most, most)?;
         let x = match self.kv_type {
             KvType::F32 | KvType::F16 => x,
             KvType::Q8 => rounded_to_q8(&x)?,
@@ -184,32 +195,49 @@ impl Cache {
     ) -> candle_core::Result<Tensor> {
         let end = span.position + span.len;
         let reach = window.unwrap_or(end);
-        let first_block = (span.position + 1).saturating_sub(reach) / BLOCK_TOKENS;
-        let origin = first_block * BLOCK_TOKENS;
-        let blocks = &span.blocks[first_block..end.div_ceil(BLOCK_TOKENS)];
-        let keys = self.gather(&self.keys, blocks, architecture)?;
-        let values = self.gather(&self.values, blocks, architecture)?;
-        let row_bytes = architecture.heads * (end - origin) * size_of::<f32>();
-        let rows_max = (SCORES_BYTES_MAX / row_bytes).max(1);
+        let tiles_of = |position: usize, rows: usize| {
+            let first = (position + 1).saturating_sub(reach) / TILE_POSITIONS;
+            first..(position + rows).div_ceil(TILE_POSITIONS)
+        };
+        let all = tiles_of(span.position, span.len);
+        let tiles = all
+            .clone()
+            .map(|index| self.tile(index, &span.blocks[..end.div_ceil(BLOCK_TOKENS)], architecture))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let (step, query) = if rows::tiled(query.device()) {
+            (TILE_ROWS, rows::padded(query)?)
+        } else {
+            let row_bytes = architecture.heads * tiles.len() * TILE_POSITIONS * size_of::<f32>();
+            ((SCORES_BYTES_MAX / row_bytes).max(1), query.contiguous()?)
+        };
         let mut parts = Vec::new();
-        for row in (0..span.len).step_by(rows_max) {
-            let rows = rows_max.min(span.len - row);
+        for row in (0..span.len).step_by(step) {
+            let rows = step.min(query.dim(0)? - row);
             let position = span.position + row;
-            let seen = Seen {
-                first: (position + 1).saturating_sub(reach).max(origin),
-                end: position + rows,
-                position,
-                rows,
-                reach,
-            };
-            let part = |all: &Tensor| all.narrow(0, seen.first - origin, seen.end - seen.first);
-            let query = query.narrow(0, row, rows)?;
-            parts.push(attend_rows(architecture, &seen, &query, &part(&keys)?, &part(&values)?)?);
+            let seen = tiles_of(position, rows.min(span.len - row));
+            let tiles = &tiles[seen.start - all.start..seen.end - all.start];
+            let seen = Seen { first: seen.start * TILE_POSITIONS, position, rows, reach };
+            parts.push(attend_rows(architecture, &seen, &query.narrow(0, row, rows)?, tiles)?);
         }
-        match parts.len() {
-            1 => Ok(parts.swap_remove(0)),
-            _ => Tensor::cat(&parts, 0),
-        }
+        let all = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(&parts, 0)? };
+        all.narrow(0, 0, span.len)
+    }
+
+    /// Keys and values of a tile's positions; behind the sequence's last block there are zeros.
+    fn tile(
+        &self,
+        index: usize,
+        blocks: &[u32],
+        architecture: &Architecture,
+    ) -> candle_core::Result<Tile> {
+        let first = index * TILE_BLOCKS;
+        let blocks = &blocks[first..blocks.len().min(first + TILE_BLOCKS)];
+        let whole = |part: &Tensor| {
+            let part = self.gather(part, blocks, architecture)?;
+            let missing = TILE_POSITIONS - part.dim(0)?;
+            part.pad_with_zeros(0, 0, missing)?.transpose(0, 1)?.contiguous()
+        };
+        Ok(Tile { keys: whole(&self.keys)?, values: whole(&self.values)? })
     }
 
     /// Some blocks of the cache as `f32`, `[positions, kv_heads, head_dims]`.
@@ -230,12 +258,16 @@ impl Cache {
     }
 }
 
+/// Keys and values of [`TILE_POSITIONS`] positions, each `[kv_heads, positions, head_dims]`.
+struct Tile {
+    keys: Tensor,
+    values: Tensor,
+}
+
 /// Which positions some queries see.
 struct Seen {
-    /// First position of the keys at hand.
+    /// First position of the tiles at hand.
     first: usize,
-    /// Behind their last.
-    end: usize,
     /// The first query's position.
     position: usize,
     /// Queries.
@@ -245,56 +277,62 @@ struct Seen {
 }
 
 impl Seen {
-    /// `[rows, end - first]` of 0 where the query sees the key and minus infinity elsewhere; nothing
-    /// if every query sees every key.
-    fn mask(&self, device: &Device) -> candle_core::Result<Option<Tensor>> {
-        if self.rows == 1 {
-            return Ok(None);
-        }
-        let width = self.end - self.first;
-        let mut mask = vec![f32::NEG_INFINITY; self.rows * width];
-        for row in 0..self.rows {
+    /// `[rows, TILE_POSITIONS]` of 1 where a query sees the key of tile `index`, and 0 elsewhere.
+    fn mask(&self, index: usize, device: &Device) -> candle_core::Result<Tensor> {
+        let start = self.first + index * TILE_POSITIONS;
+        let mut mask = vec![0_u8; self.rows * TILE_POSITIONS];
+        for (row, line) in mask.chunks_exact_mut(TILE_POSITIONS).enumerate() {
             let position = self.position + row;
-            let from = (position + 1).saturating_sub(self.reach).max(self.first);
-            let line = &mut mask[row * width..(row + 1) * width];
-            line[from - self.first..=position - self.first].fill(0.0);
+            let from = (position + 1).saturating_sub(self.reach).max(start);
+            let to = (position + 1).min(start + TILE_POSITIONS);
+            if from < to {
+                line[from - start..to - start].fill(1);
+            }
         }
-        Ok(Some(Tensor::from_vec(mask, (self.rows, width), device)?))
+        Tensor::from_vec(mask, (self.rows, TILE_POSITIONS), device)
     }
 }
 
-/// Softmax attention of `query`, `[rows, heads, head_dims]`, to keys and values, `[positions,
-/// kv_heads, head_dims]`.
+/// Softmax attention of `query`, `[rows, heads, head_dims]`, to the keys and values of some tiles.
+///
+/// A tile that a query does not see adds zeros to its sums, so that they are the same whichever
+/// queries it is computed with.
 fn attend_rows(
     architecture: &Architecture,
     seen: &Seen,
     query: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
+    tiles: &[Tile],
 ) -> candle_core::Result<Tensor> {
     let (kv_heads, head_dims) = (architecture.kv_heads, architecture.head_dims);
-    let group = architecture.heads / kv_heads;
-    let (rows, width) = (seen.rows, seen.end - seen.first);
+    let (rows, group) = (seen.rows, architecture.heads / kv_heads);
     let query = query
         .reshape((rows, kv_heads, group, head_dims))?
         .permute((1, 2, 0, 3))?
         .contiguous()?
         .reshape((kv_heads, group * rows, head_dims))?;
-    let keys = keys.transpose(0, 1)?.contiguous()?;
-    let values = values.transpose(0, 1)?.contiguous()?;
-    let scores = query.matmul(&keys.transpose(1, 2)?)?;
-    let scores = (scores * f64::from(architecture.attention_scale))?;
-    let scores = match seen.mask(query.device())? {
-        Some(mask) => scores
-            .reshape((kv_heads * group, rows, width))?
-            .broadcast_add(&mask)?
-            .reshape((kv_heads, group * rows, width))?,
-        None => scores,
-    };
-    let exponents = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let shares = exponents.broadcast_div(&exponents.sum_keepdim(D::Minus1)?)?;
-    shares
-        .matmul(&values)?
+    let unseen = Tensor::new(f32::NEG_INFINITY, query.device())?;
+    let by_row = (kv_heads * group, rows, TILE_POSITIONS);
+    let mut scores = Vec::with_capacity(tiles.len());
+    for (index, tile) in tiles.iter().enumerate() {
+        let score = query.matmul(&tile.keys.transpose(1, 2)?)?;
+        let score = (score * f64::from(architecture.attention_scale))?.reshape(by_row)?;
+        let mask = seen.mask(index, query.device())?.broadcast_as(by_row)?;
+        let score = mask.where_cond(&score, &unseen.broadcast_as(by_row)?)?;
+        scores.push(score.reshape((kv_heads, group * rows, TILE_POSITIONS))?);
+    }
+    let mut best = scores[0].max_keepdim(D::Minus1)?;
+    for score in &scores[1..] {
+        best = best.maximum(&score.max_keepdim(D::Minus1)?)?;
+    }
+    let mut sum = best.zeros_like()?;
+    let mut attended = query.zeros_like()?;
+    for (score, tile) in scores.iter().zip(tiles) {
+        let exponents = score.broadcast_sub(&best)?.exp()?;
+        sum = (sum + exponents.sum_keepdim(D::Minus1)?)?;
+        attended = (attended + exponents.matmul(&tile.values)?)?;
+    }
+    attended
+        .broadcast_div(&sum)?
         .reshape((kv_heads, group, rows, head_dims))?
         .permute((2, 0, 1, 3))?
         .contiguous()?

@@ -94,6 +94,83 @@ fn sequences_together_give_what_each_gives_alone_in_every_family() {
     }
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// A model that is loaded as a large one would be: its weights stay in the file's type.
+fn load_packed(sample: &Sample, kv_type: KvType) -> Box<dyn Backend> {
+    let gguf = sample.gguf().expect("a sample");
+    let architecture = Architecture::from_gguf(&gguf).expect("read");
+    candle::load_within(0, &gguf, &architecture, &options(kv_type)).expect("loaded")
+}
+
+/// The same bits, whatever else is in the batch and however a sequence is cut into steps.
+fn assert_alike(backend: &mut dyn Backend, what: &str) {
+    let all = tokens(1);
+    let expected = bits(&run(backend, &all, &[span(0, TOKENS, 0, &[0, 1, 2], Rows::All)]));
+    let vocab = expected.len() / TOKENS;
+    let blocks = [5, 9, 7];
+    let mut from = 0;
+    for (len, others) in [(1, 0), (1, 3), (11, 0), (20, 1), (2, 15), (30, 0), (1, 1), (4, 7)] {
+        let mut batch = all[from..from + len].to_vec();
+        let mut spans = vec![span(0, len, from, &blocks, Rows::All)];
+        let (other, elsewhere) = (tokens(from + 2), [12, 13]);
+        if others > 0 {
+            batch.extend(&other[..others]);
+            spans.push(span(len, others, 0, &elsewhere, Rows::All));
+        }
+        let found = bits(&run(backend, &batch, &spans));
+        let (found, expected) = (&found[..len * vocab], &expected[from * vocab..][..len * vocab]);
+        assert!(found == expected, "{len} tokens from {from}, beside {others}: {what}");
+        from += len;
+    }
+    assert_eq!(from, TOKENS);
+}
+
+#[test]
+fn a_tokens_logits_depend_on_its_sequence_alone_bit_by_bit_in_every_family() {
+    for family in Sample::families() {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
+            let (mut dense, _) = load(&Sample::of(family), kv_type);
+            assert_alike(dense.as_mut(), &format!("{family}, {kv_type:?}"));
+        }
+        let sample = Sample { weight_type: TensorType::Q4_0, ..Sample::of(family) };
+        let mut packed = load_packed(&sample, KvType::Q8);
+        assert_alike(packed.as_mut(), &format!("{family}, packed"));
+    }
+}
+
+#[test]
+fn candles_own_products_give_the_same_bits_in_any_company_for_every_type() {
+    use TensorType::{Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq2_0};
+    for ty in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, Tq2_0] {
+        // Wide enough for the kernels that interleave rows.
+        let sample = Sample {
+            embedding_len: 256,
+            heads: 4,
+            kv_heads: 2,
+            head_dims: 64,
+            feed_forward_len: 256,
+            layers: 2,
+            weight_type: ty,
+            ..Sample::of("bitnet")
+        };
+        assert_alike(load_packed(&sample, KvType::Q8).as_mut(), ty.name());
+    }
+}
+
+#[test]
+fn what_is_left_in_a_block_by_another_sequence_is_not_heard() {
+    let (mut backend, _) = load(&Sample::of("llama"), KvType::F32);
+    let expected = bits(&at_once(backend.as_mut(), &tokens(8)[..10]));
+    for seed in 0..3 {
+        let other = tokens(seed);
+        run(backend.as_mut(), &other, &[span(0, TOKENS, 0, &[0, 1, 2], Rows::None)]);
+        assert_eq!(bits(&at_once(backend.as_mut(), &tokens(8)[..10])), expected);
+    }
+}
+
 #[test]
 fn a_copied_block_serves_as_the_original() {
     let (mut backend, _) = load(&Sample::of("llama"), KvType::F16);

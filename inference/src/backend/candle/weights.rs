@@ -6,7 +6,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Tensor};
 use fulmar_kernels::formats::{TensorType, dequantize};
 
-use super::held;
+use super::{held, rows};
 use crate::backend::LoadError;
 use crate::backend::pages::EmbeddingPages;
 use crate::gguf::Gguf;
@@ -349,11 +349,11 @@ impl Projection {
 
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let mut y = match &self.weight {
-            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weight::Dense(weight) => rows::product(x, |x| x.matmul(&weight.t()?))?,
             Weight::Half(weight) => {
                 x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?
             }
-            Weight::Quantized(weight) => weight.forward(&x.contiguous()?)?,
+            Weight::Quantized(weight) => rows::product(x, |x| weight.forward(x))?,
             Weight::Streamed { gguf, linear, rows } => streamed(gguf, linear, *rows, x)?,
         };
         if self.scale != 1.0 {
@@ -374,7 +374,7 @@ fn streamed(gguf: &Gguf, linear: &Linear, step: usize, x: &Tensor) -> candle_cor
         let values = read_rows(gguf, &linear.tensor, linear.inputs, linear.first_row + first, rows)
             .map_err(candle_core::Error::wrap)?;
         let weight = Tensor::from_vec(values, (rows, linear.inputs), x.device())?;
-        parts.push(x.matmul(&weight.t()?)?);
+        parts.push(rows::product(x, |x| x.matmul(&weight.t()?))?);
         gguf.release();
     }
     Tensor::cat(&parts, D::Minus1)
