@@ -11,6 +11,7 @@
 //! `native` backend.
 
 mod attention;
+mod cache;
 mod held;
 mod rows;
 #[cfg(test)]
@@ -19,7 +20,8 @@ mod weights;
 
 use candle_core::{Device, Tensor};
 
-use self::attention::{Cache, Rotation};
+use self::attention::Rotation;
+use self::cache::Cache;
 use self::weights::{Norm, Projection, Source};
 use super::check::{check_batch, check_blocks, output_rows};
 use super::{Backend, BackendOptions, Batch, LoadError, MemoryUse, StepError, StepOutput};
@@ -60,7 +62,7 @@ pub(crate) fn load_within(
 pub fn plan(gguf: &Gguf, architecture: &Architecture, options: &BackendOptions) -> MemoryUse {
     MemoryUse {
         weights_bytes: weights::plan(gguf, architecture, device().is_cpu()),
-        kv_bytes: attention::cache_bytes(architecture, options),
+        kv_bytes: cache::cache_bytes(architecture, options),
         scratch_bytes: scratch_bytes(architecture, options),
     }
 }

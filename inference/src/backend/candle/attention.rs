@@ -1,24 +1,18 @@
-//! Rotation, the paged cache, and attention over it.
+//! Rotation, and attention over the paged cache.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 
-use super::held;
+use super::cache::{Cache, Part};
 use super::rows::{self, TILE_ROWS};
-use crate::backend::{BLOCK_TOKENS, BackendOptions, Batch, KvType, Span};
+use crate::backend::{BLOCK_TOKENS, Batch, Span};
 use crate::model::{Architecture, Rope, RotaryKind};
 
 /// Positions that are attended to at a time, the same for every query: sums go the same way then.
-pub(super) const TILE_POSITIONS: usize = 256;
+pub(super) const TILE_POSITIONS: usize = 128;
 const TILE_BLOCKS: usize = TILE_POSITIONS / BLOCK_TOKENS;
 
 /// Attention scores held at a time on a GPU; longer spans go through in pieces.
 pub(super) const SCORES_BYTES_MAX: usize = 32 << 20;
-
-/// The largest finite half float.
-const F16_MAX: f32 = 65504.0;
-
-/// Values that share a scale in [`KvType::Q8`].
-const Q8_GROUP: usize = 32;
 
 /// Sines and cosines of one rotary embedding for the tokens of one step.
 pub(super) struct Rotation {
@@ -89,101 +83,7 @@ impl Rotation {
     }
 }
 
-/// Bytes of the caches of all layers.
-pub(super) fn cache_bytes(architecture: &Architecture, options: &BackendOptions) -> u64 {
-    let value_bytes = match options.kv_type {
-        KvType::F32 => 4,
-        // Q8 is emulated: rounded to its grid, held as f16.
-        KvType::F16 | KvType::Q8 => 2,
-    };
-    [
-        architecture.layers.len(),
-        options.kv_blocks,
-        BLOCK_TOKENS,
-        architecture.kv_len(),
-        2 * value_bytes,
-    ]
-    .into_iter()
-    .fold(1_u64, |product, factor| product.saturating_mul(factor as u64))
-}
-
-/// Keys and values of one layer.
-pub(super) struct Cache {
-    /// `[blocks * BLOCK_TOKENS, kv_heads * head_dims]`.
-    keys: Tensor,
-    /// `[blocks * BLOCK_TOKENS, kv_heads * head_dims]`.
-    values: Tensor,
-    kv_type: KvType,
-}
-
 impl Cache {
-    pub(super) fn new(
-        architecture: &Architecture,
-        options: &BackendOptions,
-        device: &Device,
-    ) -> candle_core::Result<Self> {
-        let dtype = match options.kv_type {
-            KvType::F32 => DType::F32,
-            KvType::F16 | KvType::Q8 => DType::F16,
-        };
-        let shape = (options.kv_blocks * BLOCK_TOKENS, architecture.kv_len());
-        Ok(Self {
-            keys: Tensor::zeros(shape, dtype, device)?,
-            values: Tensor::zeros(shape, dtype, device)?,
-            kv_type: options.kv_type,
-        })
-    }
-
-    /// Bytes of its tensors' storage.
-    pub(super) fn held_bytes(&self) -> u64 {
-        held::of_tensor(&self.keys) + held::of_tensor(&self.values)
-    }
-
-    /// Writes the keys and values of a step's tokens, each `[tokens, kv_heads, head_dims]`.
-    pub(super) fn write(
-        &self,
-        batch: &Batch<'_>,
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> candle_core::Result<()> {
-        let keys = self.stored(keys)?;
-        let values = self.stored(values)?;
-        for span in batch.spans {
-            let mut done = 0;
-            while done < span.len {
-                let position = span.position + done;
-                let within = position % BLOCK_TOKENS;
-                let len = (BLOCK_TOKENS - within).min(span.len - done);
-                let slot = span.blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + within;
-                self.keys.slice_set(&keys.narrow(0, span.start + done, len)?, 0, slot)?;
-                self.values.slice_set(&values.narrow(0, span.start + done, len)?, 0, slot)?;
-                done += len;
-            }
-        }
-        Ok(())
-    }
-
-    /// `[tokens, kv_heads, head_dims]` as the cache holds it, `[tokens, kv_heads * head_dims]`.
-    fn stored(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        // Finite, whatever was computed: positions that a query does not see count zero times.
-        let most = if self.kv_type == KvType::F32 { f32::MAX } else { F16_MAX };
-        let x = x.flatten_from(1)?.contiguous()?;
-        let x = x.eq(&x)?.where_cond(&x, &x.zeros_like()?)?.clamp(-most, most)?;
-        let x = match self.kv_type {
-            KvType::F32 | KvType::F16 => x,
-            KvType::Q8 => rounded_to_q8(&x)?,
-        };
-        x.to_dtype(self.keys.dtype())
-    }
-
-    pub(super) fn copy_block(&self, from: usize, to: usize) -> candle_core::Result<()> {
-        for tensor in [&self.keys, &self.values] {
-            let block = tensor.narrow(0, from * BLOCK_TOKENS, BLOCK_TOKENS)?.copy()?;
-            tensor.slice_set(&block, 0, to * BLOCK_TOKENS)?;
-        }
-        Ok(())
-    }
-
     /// Attention of one span's queries, `[len, heads, head_dims]`, to everything before them and
     /// themselves; the result is `[len, heads * head_dims]`.
     pub(super) fn attend(
@@ -232,29 +132,15 @@ impl Cache {
     ) -> candle_core::Result<Tile> {
         let first = index * TILE_BLOCKS;
         let blocks = &blocks[first..blocks.len().min(first + TILE_BLOCKS)];
-        let whole = |part: &Tensor| {
-            let part = self.gather(part, blocks, architecture)?;
+        let whole = |part: &Part| {
+            let part = part.read(blocks)?;
             let missing = TILE_POSITIONS - part.dim(0)?;
-            part.pad_with_zeros(0, 0, missing)?.transpose(0, 1)?.contiguous()
+            part.pad_with_zeros(0, 0, missing)?
+                .reshape((TILE_POSITIONS, architecture.kv_heads, architecture.head_dims))?
+                .transpose(0, 1)?
+                .contiguous()
         };
         Ok(Tile { keys: whole(&self.keys)?, values: whole(&self.values)? })
-    }
-
-    /// Some blocks of the cache as `f32`, `[positions, kv_heads, head_dims]`.
-    fn gather(
-        &self,
-        tensor: &Tensor,
-        blocks: &[u32],
-        architecture: &Architecture,
-    ) -> candle_core::Result<Tensor> {
-        let width = architecture.kv_len();
-        let all = tensor.dim(0)? / BLOCK_TOKENS;
-        let index = Tensor::new(blocks, tensor.device())?;
-        tensor
-            .reshape((all, BLOCK_TOKENS * width))?
-            .index_select(&index, 0)?
-            .to_dtype(DType::F32)?
-            .reshape((blocks.len() * BLOCK_TOKENS, architecture.kv_heads, architecture.head_dims))
     }
 }
 
@@ -337,21 +223,4 @@ fn attend_rows(
         .permute((2, 0, 1, 3))?
         .contiguous()?
         .reshape((rows, kv_heads * group * head_dims))
-}
-
-/// Rounds each group of a row to 8-bit multiples of an f16 scale.
-fn rounded_to_q8(x: &Tensor) -> candle_core::Result<Tensor> {
-    let (rows, width) = x.dims2()?;
-    let mut values = x.flatten_all()?.to_vec1::<f32>()?;
-    for row in values.chunks_mut(width) {
-        for group in row.chunks_mut(Q8_GROUP) {
-            let largest = group.iter().fold(0.0_f32, |max, v| max.max(v.abs()));
-            let scale = half::f16::from_f32(largest / 127.0).to_f32();
-            let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-            for value in group {
-                *value = (*value * inverse).round() * scale;
-            }
-        }
-    }
-    Tensor::from_vec(values, (rows, width), x.device())
 }

@@ -3,10 +3,6 @@
 //! architecture, with every precision that the cache has on devices, and with quantised weights.
 //!
 //! The engine goes round when the test says so: what is to happen is seen to happen.
-//!
-//! Deliberately absent: candle's own quantised products, which large models get there. They round
-//! activations whose last bits depend on the batch, so that at a near tie a text may go another way;
-//! the native kernels give the same bits always.
 
 use fulmar_kernels::formats::TensorType;
 
@@ -23,19 +19,22 @@ struct Way {
     backend: BackendChoice,
     kv_type: KvType,
     weights: TensorType,
+    /// Whether candle multiplies the weights as they are in the file, as it does for large models.
+    packed: bool,
 }
 
 fn ways() -> Vec<Way> {
     use TensorType::{F32, Q4_0};
     let mut ways = Vec::new();
     for family in Sample::families() {
-        for (backend, kv_type, weights) in [
-            (BackendChoice::Native, KvType::F16, F32),
-            (BackendChoice::Native, KvType::Q8, Q4_0),
-            (BackendChoice::Candle, KvType::Q8, F32),
-            (BackendChoice::Candle, KvType::F16, Q4_0),
+        for (backend, kv_type, weights, packed) in [
+            (BackendChoice::Native, KvType::F16, F32, false),
+            (BackendChoice::Native, KvType::Q8, Q4_0, false),
+            (BackendChoice::Candle, KvType::Q8, F32, false),
+            (BackendChoice::Candle, KvType::F16, Q4_0, false),
+            (BackendChoice::Candle, KvType::Q8, Q4_0, true),
         ] {
-            ways.push(Way { family, backend, kv_type, weights });
+            ways.push(Way { family, backend, kv_type, weights, packed });
         }
     }
     ways
@@ -59,7 +58,10 @@ impl Way {
         };
         let architecture = Architecture::from_gguf(gguf).expect("read");
         let backend = match self.backend {
-            BackendChoice::Candle => candle::load(gguf, &architecture, &options),
+            BackendChoice::Candle => {
+                let dense_bytes_max = if self.packed { 0 } else { candle::DENSE_BYTES_MAX };
+                candle::load_within(dense_bytes_max, gguf, &architecture, &options)
+            }
             _ => native::load(gguf, &architecture, &options),
         };
         let tokenizer = Arc::new(Tokenizer::from_gguf(gguf).expect("a tokenizer"));
