@@ -251,10 +251,13 @@ impl Engine {
     /// # Errors
     /// [`Refused`], with the limit that was met.
     pub async fn generate(&self, request: Request) -> Result<Generation, Refused> {
+        // Its deadline counts from here, the wait for a thread to prepare it included.
+        let accepted_at = std::time::Instant::now();
         let place = self.shared.queue.take()?;
         let shared = Arc::clone(&self.shared);
-        let preparing =
-            tokio::task::spawn_blocking(move || prompt::generate(&shared, request, place));
+        let preparing = tokio::task::spawn_blocking(move || {
+            prompt::generate(&shared, request, place, accepted_at)
+        });
         let (events, parser) = preparing.await.map_err(|e| Refused::Template(e.to_string()))??;
         Ok(Generation { events, parser, told: Told::NotYet })
     }
@@ -265,7 +268,8 @@ impl Engine {
     /// [`EmbedError`].
     pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings, EmbedError> {
         let accepted_at = std::time::Instant::now();
-        let mut place = Some(prompt::embed_place(&self.shared, &request)?);
+        let (place, _inputs) = prompt::embed_place(&self.shared, &request)?;
+        let mut place = Some(place);
         let request = Arc::new(request);
         let mut vectors = Vec::with_capacity(request.inputs.len());
         let mut prompt_tokens = 0u32;

@@ -1,6 +1,8 @@
 //! What callers need of a loaded model before their request reaches the engine's thread.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::chat::{self, ChatTemplate};
@@ -22,6 +24,33 @@ pub(crate) struct Front {
     pub(crate) vocab_len: usize,
     /// Built when the first constraint comes.
     vocabulary: OnceLock<Result<Vocabulary, ConstraintError>>,
+    /// Requests on their way to the engine's thread.
+    coming: AtomicUsize,
+}
+
+/// A request on its way to the engine's thread. Its model is not unloaded for being idle meanwhile.
+#[derive(Debug)]
+pub(crate) struct Coming(Arc<Front>);
+
+impl Deref for Coming {
+    type Target = Front;
+
+    fn deref(&self) -> &Front {
+        &self.0
+    }
+}
+
+impl Clone for Coming {
+    fn clone(&self) -> Self {
+        self.0.coming.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.coming.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Front {
@@ -34,8 +63,18 @@ impl Front {
         context_tokens: usize,
         vocab_len: usize,
     ) -> Self {
-        let vocabulary = OnceLock::new();
-        Self { name, ordinal, tokenizer, template, pooling, context_tokens, vocab_len, vocabulary }
+        let (vocabulary, coming) = (OnceLock::new(), AtomicUsize::new(0));
+        Self {
+            name,
+            ordinal,
+            tokenizer,
+            template,
+            pooling,
+            context_tokens,
+            vocab_len,
+            vocabulary,
+            coming,
+        }
     }
 
     /// Bytes of the tables of tokenizer and constraints, as far as they were built.
@@ -68,6 +107,30 @@ pub(crate) struct Fronts(RwLock<BTreeMap<String, Arc<Front>>>);
 impl Fronts {
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Front>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// The front of a model that a request is on its way to.
+    pub(crate) fn enter(&self, name: &str) -> Option<Coming> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let front = all.get(name)?;
+        front.coming.fetch_add(1, Ordering::AcqRel);
+        Some(Coming(Arc::clone(front)))
+    }
+
+    /// Whether a request is on its way to a model.
+    pub(crate) fn is_awaited(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|front| front.coming.load(Ordering::Acquire) > 0)
+    }
+
+    /// Removes a model's front unless a request is on its way to it; says whether it is gone.
+    pub(crate) fn retire(&self, name: &str) -> bool {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        // Nobody enters while the lock is held.
+        if all.get(name).is_some_and(|front| front.coming.load(Ordering::Acquire) > 0) {
+            return false;
+        }
+        all.remove(name);
+        true
     }
 
     pub(crate) fn insert(&self, front: Arc<Front>) {

@@ -174,7 +174,10 @@ impl Loaded {
             let overhead = begun.elapsed().saturating_sub(computing);
             self.totals.overhead_us += overhead.as_micros() as u64;
         }
-        self.sweep(Instant::now());
+        let ended = Instant::now();
+        self.sweep(ended);
+        // The idle time begins with the end of a step, which may take long.
+        self.last_used = ended;
     }
 
     /// Kinds take turns where there is work of both.

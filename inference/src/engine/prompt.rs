@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::answer::{Answer, Ask};
-use super::front::Front;
+use super::front::{Coming, Front};
 use super::loaded::Work;
-use super::queue::Place;
+use super::queue::{Held, Place};
 use super::request::{
     Constraint, EmbedError, EmbedRequest, LOGPROBS_MAX, Prompt, Refused, Request, STOP_BYTES_MAX,
     STOPS_MAX,
@@ -34,8 +34,8 @@ pub(super) fn generate(
     shared: &Shared,
     request: Request,
     mut place: Place,
+    accepted_at: Instant,
 ) -> Result<(EventReceiver, Option<OutputParser>), Refused> {
-    let accepted_at = Instant::now();
     let front = front(shared, &request.model)?;
     check(&request)?;
     place.hold(prompt_bytes(&request.prompt))?;
@@ -79,12 +79,12 @@ pub(super) fn generate(
     Ok((events, parser))
 }
 
-fn front(shared: &Shared, name: &str) -> Result<Arc<Front>, Refused> {
-    shared.fronts.get(name).ok_or_else(|| Refused::ModelNotLoaded { name: name.to_owned() })
+fn front(shared: &Shared, name: &str) -> Result<Coming, Refused> {
+    shared.fronts.enter(name).ok_or_else(|| Refused::ModelNotLoaded { name: name.to_owned() })
 }
 
-fn send(shared: &Shared, front: &Front, sequence: Sequence<Work>) -> Result<(), Refused> {
-    let job = Job { model: front.ordinal, sequence };
+fn send(shared: &Shared, front: &Coming, sequence: Sequence<Work>) -> Result<(), Refused> {
+    let job = Job { model: front.ordinal, sequence, _coming: front.clone() };
     shared.mailbox.push_job(job).map_err(|_| Refused::ShuttingDown)
 }
 
@@ -334,9 +334,13 @@ pub(super) fn embed(
     Ok((replies, total))
 }
 
-/// Takes the one place of an embedding request.
-pub(super) fn embed_place(shared: &Shared, request: &EmbedRequest) -> Result<Place, Refused> {
-    let mut place = shared.queue.take()?;
-    place.hold(request.inputs.iter().map(prompt_bytes).sum())?;
-    Ok(place)
+/// Takes the one place of an embedding request, and the bytes of its inputs, which are there to the
+/// request's end.
+pub(super) fn embed_place(
+    shared: &Shared,
+    request: &EmbedRequest,
+) -> Result<(Place, Held), Refused> {
+    let place = shared.queue.take()?;
+    let inputs = place.keep(request.inputs.iter().map(prompt_bytes).sum())?;
+    Ok((place, inputs))
 }

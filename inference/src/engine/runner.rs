@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::budget::{self, Hold, Holder, Reserved, Verdict, Wish};
-use super::front::Front;
+use super::front::{Coming, Front};
 use super::load::{self, LoadRefused};
 use super::loaded::{Allowance, Loaded, Stay, Work};
 use super::options::{KeepAlive, Speculation};
@@ -46,6 +46,8 @@ pub(crate) struct Job {
     /// The model's ordinal: it may have gone since.
     pub(crate) model: u64,
     pub(crate) sequence: Sequence<Work>,
+    /// Keeps the model until it has the sequence.
+    pub(crate) _coming: Coming,
 }
 
 pub(crate) struct Runner {
@@ -162,32 +164,18 @@ impl Runner {
 
     fn reserve(&mut self, name: &str, wish: Wish) -> Result<(usize, Reserved), LoadRefused> {
         let needed = wish.least_bytes();
-        let now = Instant::now();
-        let holders: Vec<Holder> = self
-            .models
-            .iter()
-            .map(|(_, m)| Holder {
-                name: m.info.name.clone(),
-                bytes: m.bytes(),
-                hold: match m.stay {
-                    Stay::Pinned => Hold::Pinned,
-                    _ if m.is_idle() => Hold::Idle,
-                    _ => Hold::Busy,
-                },
-                used: u64::MAX - now.saturating_duration_since(m.last_used()).as_micros() as u64,
-            })
-            .collect();
-        let free_bytes = self.free_bytes();
-        match budget::make_room(needed, free_bytes, &holders) {
-            Verdict::Unload(names) => {
-                for gone in names {
-                    if let Some(at) = self.models.iter().position(|(_, m)| m.info.name == gone) {
-                        self.unload(at, "its room is wanted");
+        loop {
+            let free_bytes = self.free_bytes();
+            match budget::make_room(needed, free_bytes, &self.holders()) {
+                Verdict::Unload(names) => {
+                    // Where a request came for one of them meanwhile, all is decided anew.
+                    if names.iter().all(|gone| self.retire(gone, "its room is wanted")) {
+                        break;
                     }
                 }
-            }
-            Verdict::Short { would_have_to_go } => {
-                return Err(self.over_budget(needed, free_bytes, would_have_to_go));
+                Verdict::Short { would_have_to_go } => {
+                    return Err(self.over_budget(needed, free_bytes, would_have_to_go));
+                }
             }
         }
         let Some(blocks) = wish.blocks_in(self.free_bytes()) else {
@@ -196,6 +184,21 @@ impl Runner {
         let bytes = wish.fixed_bytes + wish.block_bytes * blocks as u64;
         tracing::debug!(model = name, bytes, blocks, "room reserved");
         Ok((blocks, Reserved::new(bytes, &self.reserved)))
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        let now = Instant::now();
+        let holder = |m: &Loaded| Holder {
+            name: m.info.name.clone(),
+            bytes: m.bytes(),
+            hold: match m.stay {
+                Stay::Pinned => Hold::Pinned,
+                _ if m.is_idle() && !self.shared.fronts.is_awaited(&m.info.name) => Hold::Idle,
+                _ => Hold::Busy,
+            },
+            used: u64::MAX - now.saturating_duration_since(m.last_used()).as_micros() as u64,
+        };
+        self.models.iter().map(|(_, m)| holder(m)).collect()
     }
 
     fn over_budget(&self, asked_bytes: u64, free_bytes: u64, go: Vec<Holder>) -> LoadRefused {
@@ -224,6 +227,15 @@ impl Runner {
         Ok(())
     }
 
+    /// Unloads an idle model unless a request is on its way to it; says whether it is gone.
+    fn retire(&mut self, name: &str, why: &str) -> bool {
+        let gone = self.shared.fronts.retire(name);
+        if gone && let Some(at) = self.models.iter().position(|(_, m)| m.info.name == name) {
+            self.unload(at, why);
+        }
+        gone
+    }
+
     fn unload(&mut self, at: usize, why: &str) {
         let (_, mut model) = self.models.remove(at);
         self.shared.fronts.remove(&model.info.name);
@@ -246,10 +258,10 @@ impl Runner {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        for at in (0..self.models.len()).rev() {
-            if self.models[at].1.expires_at().is_some_and(|expiry| expiry <= now) {
-                self.unload(at, "idle for its keep_alive");
-            }
+        let over = |m: &Loaded| m.expires_at().is_some_and(|expiry| expiry <= now);
+        let over = self.models.iter().filter(|(_, m)| over(m)).map(|(_, m)| m.info.name.clone());
+        for name in over.collect::<Vec<_>>() {
+            self.retire(&name, "idle for its keep_alive");
         }
     }
 

@@ -218,6 +218,52 @@ async fn an_idle_model_goes_when_its_time_is_over() {
     assert!(engine.tokenizer("m").is_none());
 }
 
+#[tokio::test]
+async fn a_model_that_a_request_is_on_its_way_to_stays_until_it_has_come() {
+    let engine = engine_with("llama", options()).await;
+    let coming = engine.shared.fronts.enter("m").expect("loaded");
+    engine.keep_alive("m", KeepAlive::For(Duration::ZERO)).await.expect("loaded");
+    assert!(engine.tokenizer("m").is_some(), "unloaded under a request");
+    let got = answer(&engine, request("it is there")).await;
+    assert_eq!(got.failed, None);
+    assert!(engine.tokenizer("m").is_some(), "unloaded under a request");
+    drop(coming);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while engine.tokenizer("m").is_some() {
+        assert!(Instant::now() < deadline, "idle, and nobody comes: it is to go");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_inputs_of_an_embedding_request_count_to_its_end() {
+    let engine = engine_with("llama", options()).await;
+    let inputs = vec![Prompt::Text("x".repeat(100)), Prompt::Text("y".repeat(60))];
+    let request = EmbedRequest {
+        model: "m".to_owned(),
+        inputs,
+        principal: "app".to_owned(),
+        priority: PRIORITY_DEFAULT,
+        deadline_ms: None,
+    };
+    let (place, inputs) = prompt::embed_place(&engine.shared, &request).expect("room");
+    drop(place);
+    assert_eq!((engine.status().queue.len, engine.status().queue.bytes), (0, 160));
+    drop(inputs);
+    assert_eq!(engine.status().queue.bytes, 0);
+    engine.embed(request).await.expect("vectors");
+    assert_eq!(engine.status().queue.bytes, 0);
+}
+
+#[test]
+fn idle_time_begins_with_the_end_of_a_step() {
+    let mut stage = Stage::new(Setup::default());
+    let _events = stage.ask(&wanted(&prompt(1, 5)));
+    let before_the_step = Instant::now();
+    stage.turn();
+    assert!(stage.loaded.last_used() >= before_the_step);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn embeddings_are_of_length_one_and_the_same_whatever_runs_beside() {
     let engine = engine_with("qwen3", options()).await;
