@@ -4,6 +4,10 @@
 //! last bits: at a near tie, or where activations are rounded, a text would depend on what else is
 //! in the batch. So on a CPU every product has the same number of rows. On a GPU the products are
 //! its library's, and no such promise is made.
+//!
+//! What it costs, measured with 4 layers of width 512 on two Zen 5 cores that others used, too: a third
+//! of the prompt's speed is left (200 tokens/s instead of 600) and a token in 45 ms instead of 11 with dense
+//! weights; 590 instead of 780 tokens/s and 54 ms instead of 34 with candle's quantised products.
 
 use candle_core::{Device, Tensor};
 
