@@ -16,7 +16,7 @@ use ahash::AHashMap;
 
 use crate::backend::BLOCK_TOKENS;
 use crate::engine::PrefixCache;
-use crate::held::{self, table_bytes};
+use crate::held;
 
 /// Names a text by its blocks: equal links, equal texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,14 +75,17 @@ impl BlockPool {
         }
     }
 
-    /// Bytes that the tables of a pool of so many blocks hold at most, prefixes included.
+    /// Bytes that the tables of a pool of so many blocks hold at most, prefixes included: a share
+    /// for each block, and one for the pool.
     pub(crate) fn held_bytes_max(blocks: usize) -> u64 {
         let listed = size_of::<Block>() + size_of::<u32>();
         // A tree's nodes are half full at least.
         let ordered = 2 * size_of::<(u64, u32)>() + size_of::<usize>();
-        let named = table_bytes(blocks, size_of::<(Content, u32)>())
-            + table_bytes(blocks, size_of::<(u32, Content)>());
-        (blocks * (listed + ordered)) as u64 + named
+        // A hash table has a power of two of buckets, of which seven of eight may be taken, and
+        // twice as many where names came and went.
+        let named = size_of::<(Content, u32)>() + size_of::<(u32, Content)>() + 2;
+        let each = listed + ordered + (32 * named).div_ceil(7);
+        (blocks * each + 4 * named) as u64
     }
 
     /// Bytes that the tables hold now.
@@ -301,6 +304,22 @@ mod tests {
         assert_eq!(pool.find(&tokens).blocks, [a]);
     }
 
+    #[test]
+    fn tables_of_any_size_that_were_filled_anew_again_and_again_are_within_their_plan() {
+        let each = BlockPool::held_bytes_max(2) - BlockPool::held_bytes_max(1);
+        for blocks in (1..80).chain([511, 512, 513, 1000]) {
+            let mut pool = BlockPool::new(blocks, PrefixCache::Shared);
+            for start in 0..20 {
+                let held = compute(&mut pool, &text(start * 100_000, blocks));
+                pool.release(&held);
+                let planned = BlockPool::held_bytes_max(blocks);
+                assert!(pool.held_bytes() <= planned, "{blocks} blocks: {}", pool.held_bytes());
+                assert_eq!(planned - BlockPool::held_bytes_max(0), each * blocks as u64);
+            }
+            assert_eq!(pool.idle(), blocks);
+        }
+    }
+
     proptest! {
         #[test]
         fn every_block_is_free_idle_or_held_and_never_two_of_them(
@@ -320,6 +339,8 @@ mod tests {
                 let busy = pool.blocks.iter().filter(|b| b.holders > 0).count();
                 prop_assert_eq!(busy + pool.available(), pool.len());
                 prop_assert_eq!(pool.known.len(), pool.contents.len());
+                let (held, planned) = (pool.held_bytes(), BlockPool::held_bytes_max(pool.len()));
+                prop_assert!(held <= planned, "{} bytes held, {} planned", held, planned);
             }
             for blocks in held {
                 pool.release(&blocks);

@@ -87,7 +87,7 @@ async fn on_every_architecture_and_backend_what_is_held_is_within_what_was_plann
                 assert!(measured > 0 || part == "queue", "{part} is not measured: {what}");
             }
             // What is there from the start to the end is planned closely.
-            assert!(measured.kv_bytes * 10 > planned.kv_bytes * 9, "{what}: {status:?}");
+            assert!(measured.kv_bytes * 5 > planned.kv_bytes * 4, "{what}: {status:?}");
             assert!(measured.weights_bytes * 2 > planned.weights_bytes, "{what}: {status:?}");
         }
     }
