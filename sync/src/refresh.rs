@@ -11,7 +11,7 @@ use fulmar_registry::trust::{
     Scope, SignedPolicy, TrustError, Trusted, Want,
 };
 use fulmar_store::{Store, StoreError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::clock::SignedClock;
 use crate::outbox;
@@ -262,21 +262,25 @@ fn record_desired(
     director: &Trusted,
 ) -> Result<(), RefreshError> {
     let generation = director.targets_version().unwrap_or_default();
-    let event = Event {
-        at_s,
-        actor,
-        action: "desired.accept",
-        resource: &format!("generation/{generation}"),
-        outcome: Outcome::Completed,
-        opened: None,
-        detail: json!({
-            "generation": generation,
-            "before": before,
-            "registry_targets": registry.and_then(Trusted::targets_version),
-            "models": director.targets().map(|(path, _)| path).collect::<Vec<_>>(),
-        }),
-    };
-    outbox::record(tx, &event)?;
+    let detail = json!({
+        "generation": generation,
+        "before": before,
+        "registry_targets": registry.and_then(Trusted::targets_version),
+        "models": director.targets().map(|(path, _)| path).collect::<Vec<_>>(),
+    });
+    record(tx, at_s, actor, ("desired.accept", &format!("generation/{generation}")), detail)
+}
+
+/// Records that an action on a resource was done.
+fn record(
+    tx: &rusqlite::Transaction<'_>,
+    at_s: i64,
+    actor: &str,
+    (action, resource): (&str, &str),
+    detail: Value,
+) -> Result<(), RefreshError> {
+    let (outcome, opened) = (Outcome::Completed, None);
+    outbox::record(tx, &Event { at_s, actor, action, resource, outcome, opened, detail })?;
     Ok(())
 }
 
@@ -330,22 +334,13 @@ fn take_policy(
         .map(|(name, list)| (name.to_owned(), list.len().into()))
         .collect();
     let version = policy.policy().version();
-    let event = Event {
-        at_s,
-        actor,
-        action: "policy.accept",
-        resource: &format!("policy/{version}"),
-        outcome: Outcome::Completed,
-        opened: None,
-        detail: json!({
-            "version": version,
-            "digest": policy.digest(),
-            "max_offline_s": policy.policy().max_offline_s(),
-            "revoked": counts,
-        }),
-    };
-    outbox::record(tx, &event)?;
-    Ok(())
+    let detail = json!({
+        "version": version,
+        "digest": policy.digest(),
+        "max_offline_s": policy.policy().max_offline_s(),
+        "revoked": counts,
+    });
+    record(tx, at_s, actor, ("policy.accept", &format!("policy/{version}")), detail)
 }
 
 /// Runs one repository's client workflow over its top-level roles, under the time that `owner`, the
@@ -436,16 +431,9 @@ async fn first_root(
         .write(move |tx| {
             let trusted =
                 Trusted::bootstrap(tx, repo, &root, at_s).map_err(RefreshError::trust(repo))?;
-            let event = Event {
-                at_s,
-                actor,
-                action: "trust.bootstrap",
-                resource: repo.as_str(),
-                outcome: Outcome::Completed,
-                opened: None,
-                detail: json!({ "root_digest": Digest::of(&root), "version": trusted.root_version() }),
-            };
-            outbox::record(tx, &event)?;
+            let detail =
+                json!({ "root_digest": Digest::of(&root), "version": trusted.root_version() });
+            record(tx, at_s, actor, ("trust.bootstrap", repo.as_str()), detail)?;
             Ok(trusted)
         })
         .await
