@@ -33,6 +33,13 @@ pub struct Desired {
     pub models: Vec<DesiredModel>,
 }
 
+impl Desired {
+    /// Whether it names this release.
+    pub(crate) fn wants(&self, name: &ModelName, digest: &Digest) -> bool {
+        self.models.iter().any(|model| model.name == *name && model.digest == *digest)
+    }
+}
+
 /// The desired state as it is trusted now; `None` before the first one came.
 ///
 /// # Errors

@@ -42,6 +42,8 @@ pub struct Held {
     pub origin: Origin,
     /// Kept by a person.
     pub pinned: bool,
+    /// Taken back by the owner's policy.
+    pub revoked: bool,
 }
 
 /// What is on the device.
@@ -162,7 +164,28 @@ pub fn plan(desired: &Desired, actual: &Actual) -> Plan {
             _ => {}
         }
     }
+    plan.steps.extend(
+        actual
+            .held
+            .iter()
+            .filter(|held| needs_mending(held, desired, actual))
+            .map(|held| Step::Repair { name: held.name.clone(), digest: held.digest }),
+    );
     plan
+}
+
+/// Whether an installed release is broken that nobody asks for by its digest, and that a rollback
+/// would want, or that serves until the desired one does.
+fn needs_mending(held: &Held, desired: &Desired, actual: &Actual) -> bool {
+    let is_of_the_fleet = held.origin == Origin::Fleet
+        && desired.models.iter().any(|model| model.name == held.name)
+        && !desired.wants(&held.name, &held.digest);
+    let failed = || actual.failed.iter().any(|(n, d, _)| (n, d) == (&held.name, &held.digest));
+    held.files == Files::Missing
+        && held.slot.is_some()
+        && is_of_the_fleet
+        && !held.revoked
+        && !failed()
 }
 
 impl Actual {

@@ -11,9 +11,10 @@ use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_registry::blobs::{Donors, Expected};
 use fulmar_registry::catalog::{self, CatalogError, DamagedRow, Filter};
 use fulmar_registry::gc::{self, Garbage, GcError, Keep};
-use fulmar_registry::trust::Admitted;
+use fulmar_registry::trust::{Admitted, TrustError};
 use fulmar_registry::{
-    Authority, Blobs, Digest, Manifest, ModelName, ModelRef, Registry, Signed, VerifiedModel,
+    Authority, Blobs, Digest, Manifest, ModelName, ModelRef, Registry, Signed, Standing,
+    VerifiedModel,
 };
 use fulmar_store::StoreError;
 use futures_util::future::BoxFuture;
@@ -81,6 +82,9 @@ pub enum StepError {
     /// A collection is under way.
     #[error(transparent)]
     Lock(#[from] gc::LockError),
+    /// The owner's policy.
+    #[error(transparent)]
+    Trust(#[from] Box<TrustError>),
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -129,6 +133,9 @@ impl StepError {
 pub(crate) struct Round {
     /// Models that do not come on.
     pub(crate) troubles: Vec<Trouble>,
+    /// Whether the desired state is reached; a release beside it that could not be mended leaves it
+    /// so.
+    pub(crate) reached: bool,
     /// Whether trying again by itself may help.
     pub(crate) retry: Retry,
 }
@@ -157,6 +164,7 @@ pub(crate) struct Reconciler {
 pub(crate) fn actual(
     connection: &rusqlite::Connection,
     blobs: &Blobs,
+    standing: &Standing,
 ) -> Result<Actual, CatalogError> {
     let mut held: Vec<Held> = catalog::list(connection, &Filter::default())?
         .into_iter()
@@ -172,6 +180,11 @@ pub(crate) fn actual(
                     Authority::LocalOwner { .. } => Origin::Local,
                 },
                 pinned: model.pinned,
+                revoked: standing
+                    .check_model(
+                        model.manifest.files.iter().map(|f| &f.digest).chain([&model.digest]),
+                    )
+                    .is_err(),
                 name: model.manifest.name,
             }
         })
@@ -192,6 +205,7 @@ fn damaged(row: DamagedRow) -> Option<Held> {
             _ => Origin::Fleet,
         },
         pinned: row.pinned,
+        revoked: false,
     })
 }
 
@@ -204,7 +218,7 @@ impl Reconciler {
         report: &(dyn Fn(Option<Progress>) + Send + Sync),
     ) -> Result<Round, StepError> {
         let Plan { steps, blocked } = self.plan(desired).await?;
-        let mut round = Round::default();
+        let mut round = Round { reached: blocked.is_empty(), ..Round::default() };
         for blocked in blocked {
             round.troubles.push(Trouble {
                 model: blocked.name.to_string(),
@@ -216,7 +230,10 @@ impl Reconciler {
         let acted = !steps.is_empty();
         for step in steps {
             let (name, digest) = subject(&step);
-            if stuck.contains(&name) {
+            // Mending a release that is not the desired one waits for nothing.
+            let beside = matches!(step, Step::Repair { .. })
+                && digest.is_some_and(|digest| !desired.wants(&name, &digest));
+            if stuck.contains(&name) && !beside {
                 continue;
             }
             let Err(error) = self.step(step, cost, report).await else { continue };
@@ -234,7 +251,10 @@ impl Reconciler {
                 let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
                 round.troubles.push(Trouble { model: name.to_string(), digest, reason });
             }
-            stuck.insert(name);
+            if !beside {
+                round.reached = false;
+                stuck.insert(name);
+            }
         }
         if acted && let Err(error) = self.collect(desired).await {
             tracing::warn!(error = in_words(&error), "garbage was not collected");
@@ -247,7 +267,8 @@ impl Reconciler {
         self.registry
             .store()
             .read(move |connection| {
-                Ok::<_, StepError>(plan(&desired, &actual(connection, &blobs)?))
+                let standing = Standing::load(connection).map_err(Box::new)?;
+                Ok::<_, StepError>(plan(&desired, &actual(connection, &blobs, &standing)?))
             })
             .await
     }

@@ -340,12 +340,12 @@ impl Inner {
             .await
             .map_err(|error| in_words(&error))?;
         self.count_reports().await.map_err(|error| in_words(&error))?;
-        let clean = round.troubles.is_empty() && round.retry == Retry::No;
         let before = self.status.borrow().troubles.clone();
         self.status.send_modify(|status| status.troubles.clone_from(&round.troubles));
-        if clean {
+        if round.reached {
             self.applied(desired.generation).await.map_err(|error| in_words(&error))?;
-        } else if before != round.troubles {
+        }
+        if before != round.troubles && !round.troubles.is_empty() {
             // Tell the control plane now, not with the next check-in.
             self.nudge_quietly();
         }

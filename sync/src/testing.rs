@@ -55,6 +55,8 @@ pub(crate) struct Script {
     pub(crate) gone_after_cuts: Option<()>,
     /// One byte of blob answers is changed, as many times as this says.
     pub(crate) spoil_blobs: u32,
+    /// Of blobs, nothing but these bytes is to be had: of other ranges, not even the beginning.
+    pub(crate) only: Option<std::ops::Range<usize>>,
     /// Bytes of blobs sent.
     pub(crate) blob_bytes_sent: usize,
     /// What it answers for the registry's root, if not the truth.
@@ -511,9 +513,15 @@ fn blob(script: &mut Script, digest: &str, range: Option<String>) -> Answer {
         return (404, None, br#"{"code":"blob_unknown","message":"gone"}"#.to_vec(), None);
     }
     let total = bytes.len();
-    let from = range
-        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    let mut part = bytes[from.unwrap_or(0).min(total)..].to_vec();
+    let asked = range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    let from = asked.and_then(|(from, _)| from.parse::<usize>().ok());
+    let last = asked.and_then(|(_, last)| last.parse::<usize>().ok());
+    let end = last.map_or(total, |last| total.min(last + 1));
+    let wanted = from.unwrap_or(0).min(end)..end;
+    if script.only.as_ref().is_some_and(|only| *only != wanted) {
+        return (503, None, br#"{"code":"away","message":"not these bytes"}"#.to_vec(), None);
+    }
+    let mut part = bytes[wanted].to_vec();
     if script.spoil_blobs > 0 && part.len() > 100 {
         script.spoil_blobs -= 1;
         let middle = part.len() / 2;
@@ -528,7 +536,7 @@ fn blob(script: &mut Script, digest: &str, range: Option<String>) -> Answer {
     };
     script.blob_bytes_sent += cut.unwrap_or(part.len());
     match from {
-        Some(from) => (206, Some(format!("bytes {from}-{}/{total}", total - 1)), part, cut),
+        Some(from) => (206, Some(format!("bytes {from}-{}/{total}", end - 1)), part, cut),
         None => (200, None, part, cut),
     }
 }

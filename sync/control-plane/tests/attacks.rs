@@ -6,9 +6,10 @@ mod plane;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use fulmar_protocol::{CheckIn, ModelState};
 use fulmar_registry::Digest;
 use fulmar_registry::trust::{Fetched, Refresh, Repo, Trusted};
-use plane::{Device, Owner, Plane, check_in, client, code, enroll_request, now_s};
+use plane::{Device, Owner, Plane, check_in, client, code, enroll_request, holds, now_s};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -92,6 +93,49 @@ async fn a_device_gets_its_own_orders_and_only_the_blobs_in_them() {
     for path in ["registry/..%2f..%2fca.key", "director/..%2fdirector.key", "blobs/..%2fca.key"] {
         assert!(one.get(path).await.status().is_client_error(), "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_device_mends_what_was_deployed_to_it_and_fetches_nothing_that_never_was() {
+    let plane = Plane::start().await;
+    let (old, new) = (vec![7_u8; 50_000], vec![8_u8; 50_000]);
+    let first = plane.publish(1, &old).await;
+    let (one, other) = (plane.device("one").await, plane.device("other").await);
+    let order = json!({ "model": "acme/tiny:v1", "devices": [one.id] });
+    plane.post("/api/v1/deployments", order.clone()).await;
+    let second = plane.publish(2, &new).await;
+    plane.post("/api/v1/deployments", order).await;
+
+    let refused = async |device: &Device, blob: Digest| {
+        let answer = device.get(&format!("blobs/{blob}")).await;
+        assert_eq!(code(answer).await, (404, "blob_not_assigned".into()), "{blob}");
+    };
+    let old_blobs = [first, Digest::of(&old)];
+    // Replaced, and not on the device by its own word.
+    refused(&one, old_blobs[1]).await;
+    let both = [holds(&second, ModelState::Active), holds(&first, ModelState::Installed)];
+    let request = CheckIn { models: both.to_vec(), ..check_in(3) };
+    one.check_in(&request).await;
+    for blob in old_blobs {
+        assert_eq!(one.get(&format!("blobs/{blob}")).await.status(), StatusCode::OK);
+    }
+    // Who only says that it has them gets neither release.
+    other.check_in(&request).await;
+    for blob in [first, second, Digest::of(&old), Digest::of(&new)] {
+        refused(&other, blob).await;
+    }
+
+    // The owner takes the weights of the first back.
+    let revoked = json!({ "revoked": { "models": { Digest::of(&old).to_string(): "it leaks" } } });
+    plane.owner.repository.publish_policy(revoked, None, now_s()).unwrap();
+    plane.owner.repository.sign(&[&plane.owner.key], now_s()).unwrap();
+    let policy = plane.owner.repository.draft_policy().unwrap().unwrap();
+    assert_eq!(plane.put_blob(&policy).await, StatusCode::CREATED);
+    plane.post("/api/v1/registry/metadata", plane.owner.files()).await;
+    for blob in old_blobs {
+        refused(&one, blob).await;
+    }
+    assert_eq!(one.get(&format!("blobs/{}", Digest::of(&new))).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -288,20 +332,9 @@ async fn roles_decide_and_refusals_are_recorded() {
     let plane = Plane::start().await;
     let made =
         plane.post("/api/v1/operators", json!({ "name": "ann", "roles": ["auditor"] })).await;
-    let sign_in = json!({ "name": "ann", "password": made["password"] });
-    let signed: serde_json::Value = plane
-        .http
-        .post(plane.url("/api/v1/sign-in"))
-        .json(&sign_in)
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
-    let token = signed["token"].as_str().unwrap();
+    let token = plane.sign_in("ann", made["password"].as_str().unwrap()).await;
     let as_ann = |method: Method, path: &str| {
-        plane.http.request(method, plane.url(path)).bearer_auth(token).json(&json!({})).send()
+        plane.http.request(method, plane.url(path)).bearer_auth(&token).json(&json!({})).send()
     };
     assert_eq!(as_ann(Method::GET, "/api/v1/audit").await.unwrap().status(), StatusCode::OK);
     let refused = as_ann(Method::POST, "/api/v1/join-tokens").await.unwrap();

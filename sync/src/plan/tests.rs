@@ -25,6 +25,7 @@ fn held(name: &str, bytes: &str, slot: Option<Slot>) -> Held {
         files: Files::Complete,
         origin: Origin::Fleet,
         pinned: false,
+        revoked: false,
     }
 }
 
@@ -108,6 +109,28 @@ fn a_broken_file_of_an_installed_release_is_mended_without_new_admission() {
     let plan = planned(vec![wanted("a/m:1", "one", Active::Serve)], vec![broken]);
     assert!(plan.steps.is_empty());
     assert_eq!(plan.blocked.len(), 1, "nothing may be installed without admission");
+}
+
+#[test]
+fn a_broken_release_beside_the_desired_one_is_mended_where_a_slot_needs_it() {
+    let name: ModelName = "a/m:1".parse().unwrap();
+    let current = || held("a/m:1", "two", Some(Slot::Active));
+    let before = |slot| Held { files: Files::Missing, ..held("a/m:1", "one", slot) };
+    let steps = |broken: Held| {
+        let wanted = vec![wanted("a/m:1", "two", Active::Serve)];
+        let plan = planned(wanted, vec![current(), broken]);
+        assert!(plan.blocked.is_empty());
+        plan.steps
+    };
+    let mend = Step::Repair { name: name.clone(), digest: digest("one") };
+    assert_eq!(steps(before(Some(Slot::Previous))), [mend]);
+    // Nothing goes back to it; the owner took it back; the local owner brought it.
+    assert_eq!(steps(before(None)), []);
+    assert_eq!(steps(Held { revoked: true, ..before(Some(Slot::Previous)) }), []);
+    assert_eq!(steps(Held { origin: Origin::Local, ..before(Some(Slot::Previous)) }), []);
+    // Of a model that the fleet does not name any more, nothing is fetched.
+    let gone = planned(Vec::new(), vec![before(Some(Slot::Previous))]);
+    assert_eq!(gone.steps, [Step::Remove { name, digest: digest("one") }]);
 }
 
 #[test]

@@ -120,18 +120,18 @@ impl Plane {
             stop: None,
         };
         plane.serve().await;
-        let answer: Value = plane
-            .http
-            .post(plane.url("/api/v1/sign-in"))
-            .json(&json!({ "name": "admin", "password": plane.report.admin_password }))
-            .send()
-            .await
-            .unwrap()
-            .json()
-            .await
-            .unwrap();
-        plane.token = answer["token"].as_str().unwrap().to_owned();
+        plane.token = plane.sign_in("admin", &plane.report.admin_password).await;
         plane
+    }
+
+    /// A token for an operator's programs.
+    pub async fn sign_in(&self, name: &str, password: &str) -> String {
+        let request = self
+            .http
+            .post(self.url("/api/v1/sign-in"))
+            .json(&json!({ "name": name, "password": password }));
+        let signed_in: Value = request.send().await.unwrap().json().await.unwrap();
+        signed_in["token"].as_str().unwrap().to_owned()
     }
 
     pub async fn serve(&mut self) {
