@@ -5,10 +5,10 @@
 //!   was renamed there; nothing partial is ever visible under a digest.
 //! - [`Blobs::open_verified`] hands out an open file whose every byte was hashed by this process
 //!   since the file last changed (device, inode, length, mtime, ctime).
-//! - The store never grows past its limit in bytes, promises to writers under way included. Another
-//!   process's promises are not known to the limit before they are bytes; the file system knows them
-//!   (each writer reserves its room there at its start, `fallocate`), so that a disk that two fill at
-//!   once refuses the later one before it has written anything.
+//! - The store never grows past its limit in bytes, promises to writers under way included, those of
+//!   other processes too: a promise is room that the incoming file has on the file system from its
+//!   start (`fallocate`), and one writer at a time is promised some (a lock on the folder). Where a
+//!   file system cannot reserve, another process's promises count as they become bytes.
 //! - One writer per digest, across processes too (advisory lock on the incoming file).
 //!
 //! Deliberately absent: who needs which blob (the catalog and gc know), and networks.
@@ -31,6 +31,7 @@ mod donors;
 mod faults;
 mod files;
 mod incoming;
+mod promises;
 mod scrub;
 
 pub use chunked::FileInParts;
@@ -213,14 +214,6 @@ pub struct VerifiedFile {
     pub size_bytes: u64,
     /// Where it lies, for messages; read through `file`.
     pub path: PathBuf,
-}
-
-/// Bytes used and bytes left.
-struct Room {
-    used: u64,
-    incoming: u64,
-    in_limit: u64,
-    on_disk: u64,
 }
 
 struct Inner {
@@ -500,24 +493,6 @@ impl Blobs {
             limit_bytes: self.inner.limit_bytes,
             free_bytes: room.in_limit.min(room.on_disk),
         })
-    }
-
-    /// What may still be promised beside `reserved`.
-    fn room(&self, reserved: &HashMap<Digest, u64>) -> Result<Room, BlobError> {
-        let sum = |list: Vec<(Digest, u64)>| list.iter().map(|(_, size)| size).sum::<u64>();
-        let (used, incoming) = (sum(self.list()?), sum(self.list_incoming()?));
-        let reserved: u64 = reserved.values().sum();
-        let in_limit = self.inner.limit_bytes.saturating_sub(used + incoming + reserved);
-        // Where the file system reserves for us, its promises are counted twice; that errs on the
-        // side of keeping room.
-        let on_disk = self.disk_free()?.saturating_sub(DISK_RESERVE_BYTES).saturating_sub(reserved);
-        Ok(Room { used, incoming, in_limit, on_disk })
-    }
-
-    fn disk_free(&self) -> Result<u64, BlobError> {
-        let stat = rustix::fs::statvfs(&self.inner.dir)
-            .map_err(|errno| io("stat file system of", &self.inner.dir)(errno.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 }
 

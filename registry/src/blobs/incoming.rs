@@ -72,9 +72,12 @@ impl Blobs {
         }
         let digest = expected.digest;
         let path = self.incoming_path(&digest);
+        // Whoever looks for writers that are gone must not be in the way.
+        let alone = self.lock_promises()?;
         let file = self.inner.files.open_incoming(&path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| BlobError::Busy { digest })?;
+        drop(alone);
         // Between opening and locking, the writer before us may have renamed the file away.
         if self.contains(&digest, expected.size_bytes) {
             return Ok(Begin::Present);
@@ -130,7 +133,8 @@ impl Incoming {
         self.chunk = Context::new(&SHA256);
         self.whole_at_chunk = Context::new(&SHA256);
         self.chunk_index = 0;
-        self.cut_to_offset()
+        self.cut_to_offset()?;
+        self.keep_room()
     }
 
     /// Takes the next bytes. A chunk that turns out wrong is cut off again: the bytes before it
@@ -210,6 +214,7 @@ impl Incoming {
         self.whole = self.whole_at_chunk.clone();
         self.offset = chunk.offset;
         self.cut_to_offset()?;
+        self.keep_room()?;
         Err(BlobError::Chunk {
             digest: self.expected.digest,
             index: self.chunk_index,
@@ -251,8 +256,10 @@ impl Incoming {
     fn reserve(&mut self) -> Result<(), BlobError> {
         let (digest, needed) = (self.expected.digest, self.remaining());
         let blobs = &self.blobs;
-        // Held over the check, so that two writers cannot be promised the same room.
+        // Both held over the check, so that no two writers are promised the same room.
         let mut reserved = locked(&blobs.inner.reserved);
+        let _alone = blobs.lock_promises()?;
+        blobs.end_promises_of_the_dead(&reserved)?;
         let room = blobs.room(&reserved)?;
         if needed > room.in_limit {
             let (limit, free) = (blobs.inner.limit_bytes, room.in_limit);
@@ -265,10 +272,25 @@ impl Incoming {
         reserved.insert(digest, needed);
         Ok(())
     }
+
+    /// Reserves again what cutting the file has given back to the file system. Nothing before
+    /// [`Incoming::reserve`] has promised it.
+    fn keep_room(&self) -> Result<(), BlobError> {
+        let (digest, remaining) = (&self.expected.digest, self.remaining());
+        let mut reserved = locked(&self.blobs.inner.reserved);
+        let Some(promised) = reserved.get_mut(digest) else { return Ok(()) };
+        *promised = remaining;
+        self.blobs.inner.files.reserve(&self.file, &self.path, self.offset, remaining)
+    }
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        locked(&self.blobs.inner.reserved).remove(&self.expected.digest);
+        let promised = locked(&self.blobs.inner.reserved).remove(&self.expected.digest);
+        // Cutting a file at its end gives back what is reserved behind it. Where that fails, the next
+        // writer of any blob does it.
+        if promised.is_some_and(|bytes| bytes > 0) {
+            let _ = self.blobs.inner.files.truncate(&self.file, &self.path, self.offset);
+        }
     }
 }

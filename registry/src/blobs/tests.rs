@@ -146,6 +146,53 @@ fn the_limit_counts_promises_too() {
 }
 
 #[test]
+fn what_another_process_was_promised_counts_until_it_ends() {
+    const MIB: usize = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let limit_bytes = 10 * MIB as u64;
+    // Handles of their own know of each other only what is on the disk, as processes do.
+    let open = || Blobs::open(dir.path(), limit_bytes).unwrap();
+    let (ours, theirs) = (open(), open());
+    let (a, b) = (described(&bytes(6 * MIB), Vec::new()), described(&bytes(5 * MIB), Vec::new()));
+    let refused = || match ours.begin(&b) {
+        Err(BlobError::OverLimit { free, .. }) => {
+            // Reserved are whole blocks of the file system.
+            let exact = 4 * MIB as u64;
+            assert!(free <= exact && free > exact - (64 << 10), "{free}");
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut first = incoming(&theirs, &a);
+    refused();
+    first.write(&bytes(MIB)).unwrap();
+    refused();
+    first.restart().unwrap();
+    refused();
+    first.write(&bytes(MIB)).unwrap();
+    drop(first);
+    assert_eq!(ours.promised(&a.digest), 0);
+    let second = incoming(&ours, &b);
+    assert_eq!(ours.usage().unwrap().incoming_bytes, MIB as u64, "what was written stays");
+    drop(second);
+}
+
+#[test]
+fn what_a_killed_writer_was_promised_is_given_back() {
+    const MIB: usize = 1 << 20;
+    let (_dir, blobs) = store();
+    let (a, b) = (described(&bytes(6 * MIB), Vec::new()), described(&bytes(5 * MIB), Vec::new()));
+    incoming(&blobs, &a).write(&bytes(MIB)).unwrap();
+    // As it lies there after a kill.
+    let file = File::options().write(true).open(blobs.incoming_path(&a.digest)).unwrap();
+    blobs.inner.files.reserve(&file, Path::new("a"), MIB as u64, 5 * MIB as u64).unwrap();
+    drop(file);
+    assert_eq!(blobs.promised(&a.digest), 5 * MIB as u64);
+    let _other = incoming(&blobs, &b);
+    assert_eq!(blobs.promised(&a.digest), 0);
+    assert_eq!(blobs.bytes_present(&a.digest), MIB as u64);
+}
+
+#[test]
 fn a_flipped_bit_is_found_before_use_and_quarantined() {
     let (dir, blobs) = store();
     let digest = blobs.put(&bytes(100_000)).unwrap();
