@@ -4,6 +4,8 @@ use std::process::Command;
 
 use fulmar_tests::{python, root, until};
 
+use serde_json::Value;
+
 use crate::servers::Servers;
 
 #[test]
@@ -42,6 +44,49 @@ fn the_hub_serves_fulmar_and_the_huggingface_hub_package_alike() {
     let seen = servers.seen();
     let shown: Vec<_> = seen["authorization"].as_array().unwrap().iter().collect();
     assert!(!shown.is_empty() && shown.iter().all(|value| value.is_null()), "{shown:?}");
+}
+
+/// The bar as it was drawn, one text for each time: name, percent, bytes and rate.
+fn drawn(terminal: &str) -> Vec<&str> {
+    // Each drawing begins at the line's start again, with control sequences between.
+    terminal.split(['\r', '\n', '\u{1b}']).filter(|text| text.contains('%')).collect()
+}
+
+#[test]
+fn on_a_terminal_a_bar_moves_to_100_percent_and_elsewhere_there_is_none() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    // About two seconds.
+    let arguments = ["pull", "hf.co/acme/tiny:Q8_0", "--bytes-per-s-max", "2500000"];
+    let pull = |device: &str| servers.command(&dir.path().join(device), &arguments, &[]);
+    let command = pull("watched");
+    let mut on_terminal = Command::new(python());
+    on_terminal.arg(root().join("tests/imports/terminal.py"));
+    on_terminal.arg(command.get_program()).args(command.get_args());
+    on_terminal.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = on_terminal.env("TERM", "xterm").output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["code"], 0, "{said}");
+    assert!(!said["stdout"].as_str().unwrap().contains('%'), "{said}");
+    let whole = format!("/{:.2} MiB ", servers.size() as f64 / f64::from(1 << 20));
+    let bars = drawn(said["terminal"].as_str().unwrap());
+    let percents: Vec<u32> = bars
+        .iter()
+        .map(|bar| {
+            assert!(bar.contains("acme/tiny:Q8_0 ") && bar.contains(&whole), "{bar:?}");
+            bar.split('%').next().unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+        })
+        .collect();
+    assert!(percents.is_sorted() && percents.last() == Some(&100), "{percents:?}");
+    let between = percents.iter().filter(|percent| (1..100).contains(*percent)).count();
+    assert!(between >= 2, "it moves: {percents:?}");
+    let last = bars.last().unwrap();
+    let all = format!("{}{whole}", whole.trim_matches(['/', ' ']));
+    assert!(last.contains(&all) && last.contains("iB/s"), "{last:?}");
+
+    let output = pull("unwatched").output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 
 #[test]

@@ -278,17 +278,18 @@ async fn file(
     .await?
 }
 
-/// Runs a download beside a bar that shows how far it is; without a terminal there is none.
-async fn with_bar<T>(
+/// Runs a download beside a bar that shows how far it is; without a terminal there is none. The bar
+/// of a download that came stays, full.
+async fn with_bar<T, E>(
     registry: &Registry,
     resolved: &Resolved,
-    download: impl Future<Output = T>,
-) -> T {
+    download: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     if !std::io::stderr().is_terminal() {
         return download.await;
     }
     let bar = ProgressBar::new(resolved.size_bytes());
-    let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let template = "{msg} {percent:>3}% {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
@@ -298,7 +299,10 @@ async fn with_bar<T>(
     loop {
         tokio::select! {
             done = &mut download => {
-                bar.finish_and_clear();
+                match done {
+                    Ok(_) => bar.finish(),
+                    Err(_) => bar.finish_and_clear(),
+                }
                 return done;
             }
             _ = tick.tick() => {
