@@ -108,6 +108,39 @@ fn without_room_the_limit_and_what_was_asked_are_said() {
 }
 
 #[test]
+fn what_one_pull_was_promised_no_other_process_gets_until_it_ends() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (device, other) = (dir.path().join("device"), dir.path().join("other.gguf"));
+    let mut bytes = std::fs::read(crate::servers::model()).unwrap();
+    let end = bytes.len() - 64;
+    bytes[end] ^= 1;
+    std::fs::write(&other, &bytes).unwrap();
+    // Room for one and a half.
+    let limit = servers.size() * 3 / 2;
+    let config = dir.path().join("test.toml");
+    std::fs::write(&config, format!("[registry]\nblobs_bytes_max = {limit}\n")).unwrap();
+    let slow = ["pull", "hf.co/acme/tiny:Q8_0", "--bytes-per-s-max", "100000", "--config"];
+    let mut first = servers
+        .command(&device, &[&slow[..], &[text(&config)]].concat(), &[])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the first has begun", || {
+        let begun = device.join("registry/incoming").is_dir()
+            && Servers::blobs(&device).1.iter().any(|path| path.metadata().unwrap().len() > 0);
+        begun.then_some(())
+    });
+    let second =
+        ["pull", text(&other), "--name", "acme/other:v1", "--config", text(&config), "--json"];
+    let refused = servers.refused(&device, &second, &[]);
+    assert!(refused.contains(&format!("limit of {limit} bytes leaves")), "{refused}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(servers.json(&device, &second, &[])["name"], "acme/other:v1");
+}
+
+#[test]
 fn a_bandwidth_cap_holds() {
     let lost = Lost::new();
     let _control = lost.fleet.start_control();
