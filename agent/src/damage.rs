@@ -11,8 +11,8 @@ use fulmar_policy::audit::{AuditError, Event, Outcome};
 use fulmar_registry::Digest;
 use fulmar_registry::catalog::{self, CatalogError, Filter, Installed, Slot};
 use fulmar_registry::fetch::Pace;
-use fulmar_registry::import::again;
 use fulmar_registry::import::hugging_face::Hub;
+use fulmar_registry::import::{again, unpack};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -108,6 +108,9 @@ async fn refetch(app: &App, model: &Installed) -> anyhow::Result<()> {
     import::check_cost(registry, &resolved, link)?;
     let pace = Pace::new(link.download_bytes_per_s_max);
     let _hold = remote.fetch_all(registry, &resolved, &pace).await?;
+    let unpacked = registry.clone();
+    tokio::task::spawn_blocking(move || unpack(&unpacked, resolved)).await??;
+    again::check(registry.blobs(), &model.manifest)?;
     let detail = json!({ "digest": model.digest, "source": model.manifest.source });
     record(app, "model.repair", model.name().to_string(), detail).await?;
     Ok(())

@@ -16,7 +16,7 @@ use crate::gc::{self, Hold, LockError};
 use crate::manifest::{
     Evaluation, FileRole, Health, Manifest, ManifestFile, SCHEMA_VERSION, SizeClass,
 };
-use crate::{CatalogError, ModelName, OwnerError, Registry, Signed, catalog};
+use crate::{CatalogError, Digest, ModelName, OwnerError, Registry, Signed, catalog};
 
 pub mod again;
 #[cfg(feature = "fuzzing")]
@@ -28,8 +28,12 @@ pub mod oci;
 pub mod ollama;
 mod remote;
 pub mod sigstore;
+mod tar;
 
-pub use remote::{FoundBundle, Network, Remote, RemoteError, RemoteFile, Resolved, complete};
+pub use remote::{
+    FoundBundle, Network, Packing, Remote, RemoteError, RemoteFile, Resolved, complete,
+};
+pub use tar::unpack;
 
 /// Media type of a GGUF file.
 pub const GGUF_MEDIA_TYPE: &str = "application/vnd.fulmar.gguf";
@@ -81,6 +85,14 @@ pub enum ImportError {
     Changed {
         /// The file.
         path: PathBuf,
+    },
+    /// An archive that holds no model, or cannot be read.
+    #[error("unpack the tar layer {layer}: {reason}")]
+    Packed {
+        /// Its digest.
+        layer: Digest,
+        /// What was found.
+        reason: String,
     },
     /// The blob store refused.
     #[error("import: {0}")]

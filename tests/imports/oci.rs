@@ -60,6 +60,31 @@ fn what_skopeo_pushed_is_pulled_with_a_bearer_token_and_skopeo_takes_it_out_agai
 }
 
 #[test]
+fn of_a_tar_layer_that_skopeo_pushed_the_model_is_installed_and_the_archive_leaves() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let registry = servers.said("registry");
+    let place = format!("docker://{registry}/team/packed:v1");
+    skopeo(&servers, &[&layout(dir.path(), "modelpack-tar"), &place]);
+    let device = dir.path().join("device");
+    let who = [
+        ("FULMAR_REGISTRY_USER", servers.said("user")),
+        ("FULMAR_REGISTRY_PASSWORD", servers.said("password")),
+    ];
+    let model = format!("oci://{registry}/team/packed:v1");
+    let pulled = servers.json(&device, &["pull", &model, "--json"], &who);
+    assert_eq!(pulled["bytes"], servers.size());
+    let shown = servers.json(&device, &["show", "team/packed:v1", "--json"], &[]);
+    assert_eq!(shown["weights_digest"], format!("sha256:{}", servers.said("sha256")));
+    let (blobs, partial) = Servers::blobs(&device);
+    let weights = blobs.iter().filter(|path| path.ends_with(servers.said("sha256"))).count();
+    let large = blobs.iter().filter(|path| path.metadata().unwrap().len() >= servers.size());
+    assert_eq!((weights, large.count(), partial.len()), (1, 1, 0), "{blobs:?}");
+    let answer = servers.fulmar(&device, &["run", "team/packed:v1", "turn on the fan"], &[]);
+    assert!(answer.code == 0 && !answer.stdout.trim().is_empty(), "{}", answer.stderr);
+}
+
+#[test]
 fn credentials_come_from_a_file_and_an_expired_token_is_renewed_in_mid_download() {
     let servers = Servers::start();
     let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,14 @@
-"""Makes an OCI layout with one model artifact in it: oci_layout.py DIR FILE.gguf modelpack|ollama."""
+"""Makes an OCI layout with one model artifact in it.
+
+oci_layout.py DIR FILE.gguf modelpack|modelpack-tar|ollama; with `modelpack-tar`, the weights lie with
+another file in one archive, as modctl packs a folder.
+"""
 
 import hashlib
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 place, model, kind = Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), sys.argv[3]
@@ -16,7 +22,24 @@ def put(data, media_type, **more):
     return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data), **more}
 
 
-if kind == "modelpack":
+def packed(files):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return archive.getvalue()
+
+
+if kind == "modelpack-tar":
+    config = put(b'{"descriptor":{"name":"tiny"},"modelfs":{"type":"layers","diffIds":[]},'
+                 b'"config":{"format":"gguf"}}', "application/vnd.cncf.model.config.v1+json")
+    files = {"tiny/LICENSE": b"Apache-2.0\n", "tiny/tiny-Q8_0.gguf": model}
+    layers = [put(packed(files), "application/vnd.cncf.model.weight.v1.tar",
+                  annotations={"org.cncf.model.filepath": "tiny"})]
+    more = {"artifactType": "application/vnd.cncf.model.manifest.v1+json"}
+elif kind == "modelpack":
     config = put(b'{"descriptor":{"name":"tiny"},"modelfs":{"type":"layers","diffIds":[]},'
                  b'"config":{"format":"gguf"}}', "application/vnd.cncf.model.config.v1+json")
     layers = [put(model, "application/vnd.cncf.model.weight.v1.raw",

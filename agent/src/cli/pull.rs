@@ -165,10 +165,15 @@ async fn bring_in(registry: &Registry, asked: &Asked<'_>) -> anyhow::Result<(Imp
         let network = if args.offline { Network::Forbidden } else { Network::Allowed };
         let credentials = credentials(args, &reference)?;
         let (remote, resolved) = oci::resolve(network, credentials, &reference).await?;
-        let signing = check(&resolved)?;
+        // Of weights in an archive, the digest that was signed is known once they are unpacked;
+        // that nobody signed them is known before.
+        let is_signed = given.is_some() || !resolved.bundles.is_empty();
+        let known = if resolved.is_packed() && is_signed { None } else { Some(check(&resolved)?) };
         check_cost(&resolved)?;
         let hold = with_bar(registry, &resolved, remote.fetch_all(registry, &resolved, &pace));
         let hold = hold.await?;
+        let resolved = unpacked(registry, resolved).await?;
+        let signing = known.map_or_else(|| check(&resolved), Ok)?;
         (resolved, hold, signing)
     } else if let Some(name) = args.model.strip_prefix("ollama://") {
         let dir = args.ollama_dir.clone().or_else(ollama::default_dir);
@@ -177,7 +182,8 @@ async fn bring_in(registry: &Registry, asked: &Asked<'_>) -> anyhow::Result<(Imp
         let signing = check(&resolved)?;
         let (registry, files) = (registry.clone(), resolved.clone());
         let copy = move || ollama::copy_all(&registry, &files);
-        (resolved, tokio::task::spawn_blocking(copy).await??, signing)
+        let hold = tokio::task::spawn_blocking(copy).await??;
+        (resolved, hold, signing)
     } else {
         let path = Path::new(&args.model);
         let imported = file(registry, path, named).await?;
@@ -217,6 +223,12 @@ async fn convert(
     let conversion =
         checkpoint::Conversion { registry, checkpoint, mix, name, bundle, rules, now_s, dir };
     conversion.run(remote, pace).await
+}
+
+/// The files as they are once their archives are opened.
+async fn unpacked(registry: &Registry, resolved: Resolved) -> anyhow::Result<Resolved> {
+    let registry = registry.clone();
+    Ok(tokio::task::spawn_blocking(move || import::unpack(&registry, resolved)).await??)
 }
 
 /// Who asks a registry: the environment says, else a file of credentials.

@@ -26,7 +26,7 @@ static SIGNERS: LazyLock<TrustedSigners> = LazyLock::new(|| {
 fuzz_target!(|data: &[u8]| {
     let Some((kind, data)) = data.split_first() else { return };
     let text = || std::str::from_utf8(data).unwrap_or("");
-    match kind % 14 {
+    match kind % 15 {
         0 => fuzzing::manifest(data),
         1 => fuzzing::challenge(text()),
         2 => fuzzing::credentials(data),
@@ -54,6 +54,7 @@ fuzz_target!(|data: &[u8]| {
         }
         11 => fuzzing::keyless(data),
         13 => fuzzing::found(data),
+        14 => fuzzing::archive(data),
         12 => drop(TrustedRoot::from_json("root.json", data)),
         _ => {
             if let Ok(file) = ReportFile::read(data) {

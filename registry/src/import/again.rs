@@ -2,12 +2,13 @@
 //! without a fleet whose disk broke one. The manifest names the bytes, so the source chooses nothing.
 
 use super::hugging_face::{self, Hub};
-use super::{Remote, RemoteError, RemoteFile, Resolved, oci};
-use crate::Manifest;
+use super::{Packing, Remote, RemoteError, RemoteFile, Resolved, oci};
 use crate::blobs::Blobs;
+use crate::{Manifest, ManifestFile};
 
 /// Finds the files of `manifest` that are not in the store, at the pinned place that its source names;
-/// `None` where it names none that can be asked.
+/// `None` where it names none that can be asked. Where the weights are packed, their archive is
+/// found: [`super::unpack`] gives them, and [`check`] says whether they are the same.
 ///
 /// # Errors
 /// [`RemoteError`]; [`RemoteError::Answer`] where other files are there now.
@@ -32,12 +33,26 @@ pub async fn resolve(
         if blobs.contains(&file.digest, file.size_bytes) {
             continue;
         }
-        let same = |found: &&RemoteFile| found.digest == file.digest;
-        let Some(found) = resolved.files.iter().find(same) else {
-            let reason = format!("{} with digest {} is not there", file.path, file.digest);
-            return Err(RemoteError::Answer { url: source.clone(), reason });
+        let may_be = |found: &&RemoteFile| {
+            found.digest == file.digest
+                || (found.packing != Packing::Bare && found.role == file.role)
         };
-        files.push(found.clone());
+        let found = resolved.files.iter().find(may_be);
+        files.push(found.ok_or_else(|| gone(manifest, file))?.clone());
     }
     Ok(Some((remote, Resolved { files, ..resolved })))
+}
+
+/// Refuses where a file of `manifest` has not come: what was unpacked is another one.
+///
+/// # Errors
+/// [`RemoteError::Answer`].
+pub fn check(blobs: &Blobs, manifest: &Manifest) -> Result<(), RemoteError> {
+    let missing = |file: &&ManifestFile| !blobs.contains(&file.digest, file.size_bytes);
+    manifest.files.iter().find(missing).map_or(Ok(()), |file| Err(gone(manifest, file)))
+}
+
+fn gone(manifest: &Manifest, file: &ManifestFile) -> RemoteError {
+    let reason = format!("{} with digest {} is not there", file.path, file.digest);
+    RemoteError::Answer { url: manifest.source.clone(), reason }
 }

@@ -4,7 +4,7 @@
 use reqwest::Url;
 
 use super::oci::{self, ImageManifest};
-use super::{hub_search, hugging_face, model_signing, remote, sigstore};
+use super::{hub_search, hugging_face, model_signing, remote, sigstore, tar};
 
 /// A manifest of an OCI registry or an Ollama store.
 pub fn manifest(bytes: &[u8]) {
@@ -16,6 +16,15 @@ pub fn manifest(bytes: &[u8]) {
             let same = layers.iter().filter(|other| other.path == layer.path);
             assert_eq!(same.count(), 1, "two files of one name");
         }
+    }
+}
+
+/// A layer that is an archive.
+pub fn archive(bytes: &[u8]) {
+    let Ok(files) = tar::files(&mut std::io::Cursor::new(bytes)) else { return };
+    for file in files {
+        let end = file.offset.checked_add(file.size_bytes);
+        assert!(end.is_some_and(|end| end <= bytes.len() as u64), "{file:?}");
     }
 }
 

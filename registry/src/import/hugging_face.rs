@@ -13,7 +13,7 @@ pub use checkpoint::Checkpoint;
 use super::GGUF_MEDIA_TYPE;
 use super::model_signing::BUNDLE_BYTES_MAX;
 use super::remote::{
-    FoundBundle, Network, Remote, RemoteError, RemoteFile, Resolved, accepted, name_part,
+    FoundBundle, Network, Packing, Remote, RemoteError, RemoteFile, Resolved, accepted, name_part,
 };
 use crate::manifest::FileRole;
 use crate::{Digest, ModelName};
@@ -268,6 +268,7 @@ async fn resolve_file(
             size_bytes,
             digest,
             urls: vec![url],
+            packing: Packing::Bare,
         }],
         bundles: bundle.into_iter().collect(),
     })

@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::GGUF_MEDIA_TYPE;
-use super::remote::{Network, Remote, RemoteError, RemoteFile, Resolved, accepted, name_part};
+use super::remote::{
+    Network, Packing, Remote, RemoteError, RemoteFile, Resolved, accepted, name_part,
+};
+use super::tar;
 use crate::manifest::FileRole;
 use crate::{Digest, ModelName};
 
@@ -23,6 +26,8 @@ pub(super) use login::Login;
 const EXPECTED: &str = "oci://HOST[:PORT]/REPOSITORY[:TAG or @sha256:DIGEST]";
 /// Longest manifest, in bytes: the distribution specification's own limit.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// ModelPack's weights in an archive; the compressed ones go on with `+`.
+const TAR: &str = "application/vnd.cncf.model.weight.v1.tar";
 const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, \
                       application/vnd.docker.distribution.manifest.v2+json";
 
@@ -143,6 +148,7 @@ pub(super) struct ModelLayer {
     pub(super) media_type: String,
     pub(super) digest: Digest,
     pub(super) size_bytes: u64,
+    pub(super) packing: Packing,
 }
 
 impl ImageManifest {
@@ -173,19 +179,26 @@ impl ImageManifest {
                 0 => path,
                 others => format!("{others}-{path}"),
             };
+            let packing = if layer.media_type == TAR { Packing::Tar } else { Packing::Bare };
             let (media_type, size_bytes) = (media_type.to_owned(), layer.size);
-            layers.push(ModelLayer { role, path, title, media_type, digest, size_bytes });
+            layers.push(ModelLayer { role, path, title, media_type, digest, size_bytes, packing });
         }
         let weights = layers.iter().filter(|layer| layer.role == FileRole::Weights).count();
         if weights == 1 {
             return Ok(layers);
         }
         let found: Vec<&str> = self.layers.iter().map(|l| l.media_type.as_str()).collect();
+        let compressed = found.iter().any(|kind| kind.starts_with(TAR) && *kind != TAR);
         let index = self.media_type.contains("index") || self.media_type.contains("list");
         Err(RemoteError::NoModel {
             from: from.to_owned(),
             reason: match (index, weights) {
                 (true, _) => "this is an index of several: name one by its digest".to_owned(),
+                (false, 0) if compressed => {
+                    "the weights are in a compressed archive, and only .raw, .gguf and .tar layers \
+                     are read: push it without compression"
+                        .to_owned()
+                }
                 (false, 0) => "no layer holds GGUF weights".to_owned(),
                 (false, _) => format!("{weights} layers hold weights, expected one"),
             },
@@ -208,6 +221,7 @@ fn role_of(layer: &Layer) -> Option<(FileRole, &'static str)> {
         {
             (FileRole::Weights, "model.gguf")
         }
+        TAR if tar::may_hold_gguf(layer.title()) => (FileRole::Weights, "model.gguf"),
         "application/vnd.ollama.image.projector" => (FileRole::Projector, "projector.gguf"),
         "application/vnd.ollama.image.adapter" => (FileRole::Adapter, "adapter.gguf"),
         // Ollama's own template language: kept for people.
@@ -258,6 +272,7 @@ pub async fn resolve(
             size_bytes: layer.size_bytes,
             digest: layer.digest,
             urls: vec![format!("{base}/blobs/{}", layer.digest)],
+            packing: layer.packing,
         })
         .collect();
     let name = name(&reference.repository, &reference.tag)
@@ -320,6 +335,20 @@ mod tests {
         assert_eq!(layers[0].role, FileRole::Weights);
         let pack = layer("application/vnd.cncf.model.weight.v1.raw", "sub/m.gguf");
         assert_eq!(manifest(&pack).unwrap()[0].path, "m.gguf");
+    }
+
+    #[test]
+    fn an_archive_of_weights_is_known_and_a_compressed_one_refused_by_its_type() {
+        for title in ["m.gguf", "models/m", "m.tar"] {
+            let layers = manifest(&layer(TAR, title)).unwrap();
+            assert_eq!((layers[0].role, layers[0].packing), (FileRole::Weights, Packing::Tar));
+        }
+        assert!(manifest(&layer(TAR, "m.safetensors")).is_err());
+        for kind in ["gzip", "zstd"] {
+            let refused = manifest(&layer(&format!("{TAR}+{kind}"), "m.gguf")).unwrap_err();
+            let refused = refused.to_string();
+            assert!(refused.contains("compressed") && refused.contains(kind), "{refused}");
+        }
     }
 
     #[test]

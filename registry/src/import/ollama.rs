@@ -80,6 +80,7 @@ pub fn resolve(dir: &Path, reference: &str) -> Result<Resolved, RemoteError> {
                 size_bytes: layer.size_bytes,
                 digest: layer.digest,
                 urls: vec![blob.display().to_string()],
+                packing: layer.packing,
             }
         })
         .collect();

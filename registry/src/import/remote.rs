@@ -119,6 +119,17 @@ pub struct RemoteFile {
     pub digest: Digest,
     /// Where it can be had, in the order to try.
     pub urls: Vec<String>,
+    /// What these bytes are packed in.
+    pub packing: Packing,
+}
+
+/// What a file is packed in where it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// Nothing: its bytes are the file.
+    Bare,
+    /// A tar archive, perhaps with other files.
+    Tar,
 }
 
 /// A model somewhere else.
@@ -153,6 +164,12 @@ impl Resolved {
     #[must_use]
     pub fn weights(&self) -> Option<&RemoteFile> {
         self.files.iter().find(|file| file.role == FileRole::Weights)
+    }
+
+    /// Whether the weights' own digest is known only when their archive is here.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.files.iter().any(|file| file.packing != Packing::Bare)
     }
 
     /// Length of all files, in bytes.

@@ -3,7 +3,7 @@
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 use super::{Entry, Hub, Listing, PREFERRED, bundle, checked, encoded, model_name};
-use crate::import::remote::{Remote, RemoteError, RemoteFile, Resolved, accepted};
+use crate::import::remote::{Packing, Remote, RemoteError, RemoteFile, Resolved, accepted};
 use crate::manifest::FileRole;
 
 /// What a conversion reads besides the weights, where it is there.
@@ -77,6 +77,7 @@ pub(super) async fn resolve(
             size_bytes,
             digest,
             urls: vec![url(path)],
+            packing: Packing::Bare,
         });
     }
     let first = files.iter().find(|file| file.role == FileRole::Weights);
