@@ -200,40 +200,30 @@ impl Models {
         Ok(found.map_err(ModelError::Store)?.into_iter().map(Installed::from).collect())
     }
 
-    /// The full name that a request's name stands for: the name itself, or the one active model
-    /// that it is the beginning of (`fulmar/demo`, `demo`). A digest after `@` stays.
+    /// The full name of the active model that a request's name means ([`catalog::resolve`]). A digest
+    /// after `@` stays.
     pub(crate) async fn resolve(&self, name: &str) -> Result<String, ModelError> {
-        let active: Vec<String> =
-            self.store.read(catalog::active_names).await.map_err(ModelError::Store)?;
-        let exact = name
-            .parse::<ModelRef>()
-            .map(|reference| reference.name.to_string())
-            .map_err(|source| ModelError::Name { name: name.to_owned(), source });
-        if let Ok(exact) = &exact
-            && active.contains(exact)
-        {
-            return Ok(name
-                .split_once('@')
-                .map_or(exact.clone(), |(_, digest)| format!("{exact}@{digest}")));
-        }
-        let (short, digest) =
-            name.split_once('@').map_or((name, ""), |(short, digest)| (short, digest));
-        let means = |full: &String| {
-            let without_tag = full.split(':').next().unwrap_or(full);
-            without_tag == short || without_tag.split('/').next_back() == Some(short)
+        let text = name.to_owned();
+        let read = move |connection: &rusqlite::Connection| {
+            let found = catalog::resolve(connection, &text);
+            Ok::<_, CatalogError>((found, catalog::active_names(connection)?))
         };
-        let mut meant = active.iter().filter(|full| means(full));
-        match (meant.next(), meant.next()) {
-            (Some(only), None) if digest.is_empty() => Ok(only.clone()),
-            // Read as a reference above: what stands after the sign is a digest.
-            (Some(only), None) if exact.is_ok() => Ok(format!("{only}@{digest}")),
-            _ => {
-                let name = exact?;
-                self.check_revoked(&name).await?;
-                let active = if active.is_empty() { "none".to_owned() } else { active.join(", ") };
-                Err(ModelError::NotInstalled { name, active })
+        let (found, active) = self.store.read(read).await.map_err(ModelError::Store)?;
+        let meant = match found {
+            Ok(reference) if active.contains(&reference.name.to_string()) => {
+                return Ok(reference.to_string());
             }
-        }
+            Ok(reference) => reference.name.to_string(),
+            Err(CatalogError::Name(source)) => {
+                return Err(ModelError::Name { name: name.to_owned(), source });
+            }
+            // Which ones, stands among the active ones.
+            Err(CatalogError::Ambiguous { text, .. }) => text,
+            Err(error) => return Err(ModelError::Store(error)),
+        };
+        self.check_revoked(&meant).await?;
+        let active = if active.is_empty() { "none".to_owned() } else { active.join(", ") };
+        Err(ModelError::NotInstalled { name: meant, active })
     }
 
     /// What is not active may have been revoked: whoever asks for it is told so.

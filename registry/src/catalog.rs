@@ -19,10 +19,12 @@ use crate::admission::{Authority, Signed};
 use crate::blobs::Blobs;
 use crate::manifest::ManifestError;
 use crate::trust::TrustError;
-use crate::{Digest, ModelName, ModelRef};
+use crate::{Digest, ModelName, ModelRef, ReferenceError};
 
+mod names;
 mod query;
 
+pub use names::resolve;
 pub use query::{
     DamagedRow, Filter, Installed, active_names, blobs_in_use, damaged, failures, find, list, slot,
 };
@@ -119,6 +121,17 @@ pub enum CatalogError {
     NotInstalled {
         /// What was asked for.
         reference: ModelRef,
+    },
+    /// No reference.
+    #[error(transparent)]
+    Name(#[from] ReferenceError),
+    /// A short name that several models go by.
+    #[error("find model {text}: {} go by that name; write one of them in full", names.join(", "))]
+    Ambiguous {
+        /// As it was written.
+        text: String,
+        /// Their full names.
+        names: Vec<String>,
     },
     /// Installed, yet none of its releases is active.
     #[error(

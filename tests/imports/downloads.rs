@@ -304,3 +304,26 @@ fn for_a_damaged_release_the_one_before_answers_unless_it_was_pinned() {
     let refused = servers.refused(&device, &["run", &pinned, "turn on the fan"], &[]);
     assert!(refused.contains(&second), "{refused}");
 }
+
+#[test]
+fn every_command_finds_a_model_by_the_same_short_name() {
+    let Two { servers, dir: _dir, device, first, second, .. } = Two::pulled();
+    let shown = |name: &str| servers.json(&device, &["show", name, "--json"], &[]);
+    let done = |arguments: &[&str]| {
+        let output = servers.fulmar(&device, arguments, &[]);
+        assert_eq!(output.code, 0, "{arguments:?}: {}", output.stderr);
+    };
+    for name in ["pumps", "acme/pumps", "acme/pumps:v1"] {
+        let found = shown(name);
+        assert_eq!((&found["name"], &found["digest"]), (&json!("acme/pumps:v1"), &json!(second)));
+    }
+    done(&["pin", "pumps"]);
+    done(&["pin", "pumps", "--remove"]);
+    done(&["rollback", "pumps"]);
+    assert_eq!(shown("pumps")["digest"], json!(first));
+    done(&["run", "pumps", "turn on the fan"]);
+    done(&["rm", "pumps"]);
+    // The other release is there, and does not serve.
+    let refused = servers.refused(&device, &["show", "pumps"], &[]);
+    assert!(refused.contains("acme/pumps:v1: it is installed and not active"), "{refused}");
+}

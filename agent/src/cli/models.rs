@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{Place, output};
 use crate::models::Installed;
 use crate::search::Wanted;
-use crate::state;
+use crate::state::{self, State};
 
 /// Arguments of `fulmar list`.
 #[derive(Debug, clap::Args)]
@@ -94,7 +94,7 @@ fn signed_by(model: &Installed) -> &'static str {
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowArgs {
     /// A model's name, or NAME@sha256:… for one release.
-    name: ModelRefArg,
+    name: ModelArg,
     /// Print the manifest as it was signed.
     #[arg(long)]
     manifest: bool,
@@ -103,22 +103,30 @@ pub(crate) struct ShowArgs {
     json: bool,
 }
 
-/// A model reference on the command line.
+/// A model's name on the command line, as it was written.
 #[derive(Debug, Clone)]
-struct ModelRefArg(ModelRef);
+struct ModelArg(String);
 
-impl std::str::FromStr for ModelRefArg {
+impl std::str::FromStr for ModelArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|error: fulmar_registry::ReferenceError| error.to_string())
+        let parsed: Result<ModelRef, _> = text.parse();
+        parsed.map(|_| Self(text.to_owned())).map_err(|error| error.to_string())
+    }
+}
+
+impl ModelArg {
+    /// The model that it means here.
+    fn resolve(&self, state: &State) -> Result<ModelRef, CatalogError> {
+        state.store().read_blocking(|connection| catalog::resolve(connection, &self.0))
     }
 }
 
 /// Shows one model.
 pub(crate) fn show(place: &Place, args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
-    let reference = args.name.0.clone();
+    let reference = args.name.resolve(&state)?;
     let found = state.store().read_blocking(|c| catalog::find(c, &reference))?;
     if args.manifest {
         print!("{}", String::from_utf8_lossy(&found.manifest_bytes));
@@ -180,15 +188,15 @@ fn or_dash(text: String) -> String {
 #[derive(Debug, clap::Args)]
 pub(crate) struct RmArgs {
     /// A model's name, or NAME@sha256:… for one release.
-    name: ModelRefArg,
+    name: ModelArg,
 }
 
 /// Takes a model off the device. Its files go with the next garbage collection.
 pub(crate) fn rm(place: &Place, args: &RmArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
     let principal = Principal::local();
-    state.policy()?.decide(&principal, Action::ModelRemove, &args.name.0.name.to_string())?;
-    let (reference, at_s) = (args.name.0.clone(), state.clock().now_s());
+    let (reference, at_s) = (args.name.resolve(&state)?, state.clock().now_s());
+    state.policy()?.decide(&principal, Action::ModelRemove, &reference.name.to_string())?;
     let removed = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
         let digest = match catalog::find(tx, &reference) {
             Ok(found) => found.digest,
@@ -222,7 +230,7 @@ pub(crate) fn rm(place: &Place, args: &RmArgs) -> anyhow::Result<ExitCode> {
 #[derive(Debug, clap::Args)]
 pub(crate) struct RollbackArgs {
     /// A model's name, or NAME@sha256:… for the release that must be the one before.
-    name: ModelRefArg,
+    name: ModelArg,
     /// Why, for the audit log and for whoever wonders later.
     #[arg(long, default_value = "rolled back by hand")]
     reason: String,
@@ -232,7 +240,7 @@ pub(crate) struct RollbackArgs {
 pub(crate) fn rollback(place: &Place, args: &RollbackArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
     let principal = Principal::local();
-    let (name, wanted) = (args.name.0.name.clone(), args.name.0.digest);
+    let ModelRef { name, digest: wanted } = args.name.resolve(&state)?;
     state.policy()?.decide(&principal, Action::ModelActivate, &name.to_string())?;
     let (reason, at_s) = (args.reason.clone(), state.clock().now_s());
     let back = state.store().write_blocking::<_, anyhow::Error, _>(move |tx| {
@@ -274,7 +282,7 @@ pub(crate) fn rollback(place: &Place, args: &RollbackArgs) -> anyhow::Result<Exi
 #[derive(Debug, clap::Args)]
 pub(crate) struct PinArgs {
     /// A model's name, or NAME@sha256:… for one release.
-    name: ModelRefArg,
+    name: ModelArg,
     /// Let it go again.
     #[arg(long)]
     remove: bool,
@@ -284,7 +292,7 @@ pub(crate) struct PinArgs {
 pub(crate) fn pin(place: &Place, args: &PinArgs) -> anyhow::Result<ExitCode> {
     let state = place.open()?;
     let principal = Principal::local();
-    let reference = args.name.0.clone();
+    let reference = args.name.resolve(&state)?;
     state.policy()?.decide(&principal, Action::ModelRemove, &reference.name.to_string())?;
     let (remove, at_s) = (args.remove, state.clock().now_s());
     let action = if remove { "model.unpin" } else { "model.pin" };

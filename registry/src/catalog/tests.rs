@@ -217,3 +217,49 @@ fn a_damaged_release_counter_shuts_no_newer_release_out() {
     assert_eq!(floor(&device), 6);
     assert!(matches!(device.install(5, b"five"), Err(CatalogError::Older { floor: 6, .. })));
 }
+
+#[test]
+fn a_short_name_means_the_same_model_everywhere() {
+    let device = device();
+    let bring = |full: &str, serves: bool| {
+        device.blobs.put(full.as_bytes()).unwrap();
+        let signed = device.owner.sign(&manifest(full, 1, full.as_bytes())).unwrap();
+        let blobs = device.blobs.clone();
+        let work = move |tx: &Transaction<'_>| {
+            install(tx, &signed, &blobs, 10)?;
+            match serves {
+                true => activate(tx, signed.name(), &signed.digest(), 20).map(drop),
+                false => Ok(()),
+            }
+        };
+        device.write(work).unwrap();
+    };
+    let means = |text: &str| {
+        let found = device.store.read_blocking(|c| resolve(c, text));
+        found.map(|reference| reference.to_string())
+    };
+    assert_eq!(means("tiny").unwrap(), "library/tiny:latest", "nothing is there: as it is written");
+    bring("local/tiny:latest", true);
+    bring("acme/other:v1", false);
+    for (text, full) in [
+        ("tiny", "local/tiny:latest"),
+        ("local/tiny", "local/tiny:latest"),
+        ("local/tiny:latest", "local/tiny:latest"),
+        ("other", "acme/other:v1"),
+        ("acme/other", "acme/other:v1"),
+        ("acme/tiny", "acme/tiny:latest"),
+    ] {
+        assert_eq!(means(text).unwrap(), full, "{text}");
+    }
+    let digest = Digest::of(b"x");
+    assert_eq!(means(&format!("tiny@{digest}")).unwrap(), format!("local/tiny:latest@{digest}"));
+    // What serves goes before what is only there, and a full name before both.
+    bring("acme/tiny:v1", false);
+    assert_eq!(means("tiny").unwrap(), "local/tiny:latest");
+    bring("acme/tiny:v2", true);
+    let refused = means("tiny").unwrap_err().to_string();
+    assert!(refused.contains("acme/tiny:v2, local/tiny:latest go by that name"), "{refused}");
+    bring("library/tiny:latest", false);
+    assert_eq!(means("tiny").unwrap(), "library/tiny:latest");
+    assert!(matches!(means("Tiny model"), Err(CatalogError::Name(_))));
+}
