@@ -158,7 +158,7 @@ impl Config {
         Self::from_parts(path, &text, std::env::vars())
     }
 
-    fn from_parts(
+    pub(crate) fn from_parts(
         path: &Path,
         text: &str,
         environment: impl Iterator<Item = (String, String)>,

@@ -10,6 +10,8 @@ mod completions;
 mod deadline;
 mod embeddings;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod generation;
 mod listen;
 mod local;

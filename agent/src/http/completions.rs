@@ -30,7 +30,7 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 
 /// A request to `/v1/completions`.
 #[derive(Debug, Clone)]
-struct CompletionRequest {
+pub(super) struct CompletionRequest {
     generation: Generation,
     own: Own,
 }
@@ -54,7 +54,7 @@ struct Own {
 }
 
 impl CompletionRequest {
-    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut object = body::object(body)?;
         let generation = Generation::take(&mut object)?;
         let own: Own = body::fields(object)?;
@@ -78,7 +78,7 @@ impl CompletionRequest {
     }
 
     /// One prompt per choice, each with what the audit log's digest covers.
-    fn prompts(&self) -> Result<Vec<(Prompt, Value)>, ApiError> {
+    pub(super) fn prompts(&self) -> Result<Vec<(Prompt, Value)>, ApiError> {
         let each = self.own.prompt.each().into_iter();
         let prompts: Vec<_> =
             each.map(|(prompt, sent)| (prompt, json!({ "prompt": sent }))).collect();
@@ -92,7 +92,7 @@ impl CompletionRequest {
         }
     }
 
-    fn to_engine(&self, prompt: Prompt) -> Result<Request, ApiError> {
+    pub(super) fn to_engine(&self, prompt: Prompt) -> Result<Request, ApiError> {
         Ok(Request {
             prompt,
             sampling: self.generation.sampling()?,

@@ -28,7 +28,7 @@ impl<S: Sync> FromRequestParts<S> for Deadline {
     }
 }
 
-fn patience(text: &str) -> Result<Duration, ApiError> {
+pub(super) fn patience(text: &str) -> Result<Duration, ApiError> {
     // Digits and a point: what else is a number in Rust (`inf`, `1e3`) is a slip here.
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let seconds = text.parse().ok().filter(|seconds| is_plain && in_range(*seconds));

@@ -25,7 +25,7 @@ const INPUTS_MAX: usize = 2048;
 /// A request to `/v1/embeddings`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EmbeddingsRequest {
+pub(super) struct EmbeddingsRequest {
     model: String,
     input: Prompts,
     #[serde(default)]
@@ -48,7 +48,7 @@ enum Encoding {
 }
 
 impl EmbeddingsRequest {
-    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let request: Self = body::fields(body::object(body)?)?;
         if let Some(dimensions) = request.dimensions {
             return Err(ApiError::invalid(
@@ -63,7 +63,7 @@ impl EmbeddingsRequest {
     }
 
     /// One prompt per vector.
-    fn inputs(&self) -> Result<Vec<Prompt>, ApiError> {
+    pub(super) fn inputs(&self) -> Result<Vec<Prompt>, ApiError> {
         let inputs: Vec<Prompt> = self.input.each().into_iter().map(|(prompt, _)| prompt).collect();
         let empty = inputs.iter().position(|input| match input {
             Prompt::Text(text) => text.is_empty(),

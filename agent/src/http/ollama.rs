@@ -5,7 +5,7 @@
 //! signed), and images.
 
 mod answer;
-mod request;
+pub(super) mod request;
 
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ async fn tags(
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ShowRequest {
+pub(super) struct ShowRequest {
     model: String,
     #[serde(default, rename = "verbose")]
     _verbose: Option<bool>,

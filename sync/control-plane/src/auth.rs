@@ -94,6 +94,13 @@ fn cookie(headers: &HeaderMap, name: &str) -> Option<String> {
         .map(|(_, value)| value.to_owned())
 }
 
+/// Reads what headers say about who asks; for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn try_headers(headers: &HeaderMap) {
+    let _ = (bearer(headers), cookie(headers, "fulmar"));
+    let _ = (same_origin(headers), host_is_loopback(headers));
+}
+
 /// Refuses a request that a page of another origin may have sent.
 pub(crate) fn same_origin(headers: &HeaderMap) -> Result<(), Failure> {
     let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());

@@ -129,6 +129,14 @@ fn part(range: Option<&str>, size: u64) -> Part {
     }
 }
 
+/// Reads a range; for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn try_part(range: &str, size: u64) {
+    if let Part::Range { start, end } = part(Some(range), size) {
+        assert!(start < end && end <= size, "{start} to {end} of {size}");
+    }
+}
+
 /// Takes an upload of `size_bytes` in, from `offset` on: which must be where the last one stopped.
 /// The blob is visible only when it is complete and hashes to `digest`.
 pub(crate) async fn take(

@@ -27,10 +27,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             ));
         }
         let bytes = Bytes::from_request(request, state).await.map_err(body_failure)?;
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|e| Failure::invalid("body_invalid", format!("read the JSON body: {e}")))
+        read(&bytes).map(Self)
     }
+}
+
+/// Reads the bytes of a body.
+pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Failure::invalid("body_invalid", format!("read the JSON body: {e}")))
 }
 
 /// Why a body could not be taken in.

@@ -35,6 +35,8 @@ mod director_key;
 mod failure;
 mod files;
 mod fleet;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gc;
 mod groups;
 mod guard;

@@ -171,7 +171,7 @@ impl Shared {
 
 /// A request to `/api/chat`.
 #[derive(Debug, Clone)]
-pub(super) struct ChatRequest {
+pub(in crate::http) struct ChatRequest {
     shared: Shared,
     own: Chat,
 }
@@ -233,7 +233,7 @@ fn shared(object: &mut serde_json::Map<String, Value>) -> Result<Shared, ApiErro
 }
 
 impl ChatRequest {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+    pub(in crate::http) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let mut object = body::object(bytes)?;
         let shared = shared(&mut object)?;
         let own: Chat = body::fields(object)?;
@@ -246,28 +246,31 @@ impl ChatRequest {
         Ok(Self { shared, own })
     }
 
-    pub(super) fn model(&self) -> &str {
+    pub(in crate::http) fn model(&self) -> &str {
         &self.own.model
     }
 
     /// Without messages, the model is loaded and nothing is asked.
-    pub(super) fn is_load(&self) -> bool {
+    pub(in crate::http) fn is_load(&self) -> bool {
         self.own.messages.is_empty()
     }
 
-    pub(super) fn is_stream(&self) -> bool {
+    pub(in crate::http) fn is_stream(&self) -> bool {
         self.shared.stream != Some(false)
     }
 
-    pub(super) fn keep_alive(&self) -> Option<KeepAlive> {
+    pub(in crate::http) fn keep_alive(&self) -> Option<KeepAlive> {
         self.shared.keep_alive
     }
 
-    pub(super) fn prompt(&self) -> Value {
+    pub(in crate::http) fn prompt(&self) -> Value {
         json!({ "messages": self.own.messages, "tools": self.own.tools })
     }
 
-    pub(super) fn to_engine(&self, context_tokens_max: usize) -> Result<Request, ApiError> {
+    pub(in crate::http) fn to_engine(
+        &self,
+        context_tokens_max: usize,
+    ) -> Result<Request, ApiError> {
         let tools = self.own.tools.clone();
         let prompt = Prompt::Chat {
             messages: self.own.messages.clone(),
@@ -280,7 +283,7 @@ impl ChatRequest {
 
 /// A request to `/api/generate`.
 #[derive(Debug, Clone)]
-pub(super) struct GenerateRequest {
+pub(in crate::http) struct GenerateRequest {
     shared: Shared,
     own: Generate,
 }
@@ -306,7 +309,7 @@ struct Generate {
 }
 
 impl GenerateRequest {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+    pub(in crate::http) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let mut object = body::object(bytes)?;
         let shared = shared(&mut object)?;
         let own: Generate = body::fields(object)?;
@@ -323,28 +326,31 @@ impl GenerateRequest {
         Ok(Self { shared, own })
     }
 
-    pub(super) fn model(&self) -> &str {
+    pub(in crate::http) fn model(&self) -> &str {
         &self.own.model
     }
 
     /// Without a prompt, the model is loaded and nothing is asked.
-    pub(super) fn is_load(&self) -> bool {
+    pub(in crate::http) fn is_load(&self) -> bool {
         self.own.prompt.is_empty()
     }
 
-    pub(super) fn is_stream(&self) -> bool {
+    pub(in crate::http) fn is_stream(&self) -> bool {
         self.shared.stream != Some(false)
     }
 
-    pub(super) fn keep_alive(&self) -> Option<KeepAlive> {
+    pub(in crate::http) fn keep_alive(&self) -> Option<KeepAlive> {
         self.shared.keep_alive
     }
 
-    pub(super) fn prompt(&self) -> Value {
+    pub(in crate::http) fn prompt(&self) -> Value {
         json!({ "system": self.own.system, "prompt": self.own.prompt })
     }
 
-    pub(super) fn to_engine(&self, context_tokens_max: usize) -> Result<Request, ApiError> {
+    pub(in crate::http) fn to_engine(
+        &self,
+        context_tokens_max: usize,
+    ) -> Result<Request, ApiError> {
         let prompt = if self.own.raw {
             Prompt::Text(self.own.prompt.clone())
         } else {
@@ -363,7 +369,7 @@ impl GenerateRequest {
 /// A request to `/api/embed`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct EmbedRequest {
+pub(in crate::http) struct EmbedRequest {
     model: String,
     input: Input,
     // Ollama's clients send true by habit. A text that is too long is refused all the same, with its
@@ -386,7 +392,7 @@ enum Input {
 }
 
 impl EmbedRequest {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+    pub(in crate::http) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let request: Self = body::fields(body::object(bytes)?)?;
         if let Some(found) = request.dimensions {
             let why = "vectors have the model's own width and are not shortened";
@@ -395,16 +401,16 @@ impl EmbedRequest {
         Ok(request)
     }
 
-    pub(super) fn model(&self) -> &str {
+    pub(in crate::http) fn model(&self) -> &str {
         &self.model
     }
 
-    pub(super) fn keep_alive(&self) -> Result<Option<KeepAlive>, ApiError> {
+    pub(in crate::http) fn keep_alive(&self) -> Result<Option<KeepAlive>, ApiError> {
         self.keep_alive.as_ref().map(until).transpose()
     }
 
     /// The prompts, and what the audit log's digest covers.
-    pub(super) fn inputs(&self) -> Result<(Vec<Prompt>, Value), ApiError> {
+    pub(in crate::http) fn inputs(&self) -> Result<(Vec<Prompt>, Value), ApiError> {
         let texts = match &self.input {
             Input::One(text) => std::slice::from_ref(text),
             Input::Many(texts) => texts.as_slice(),

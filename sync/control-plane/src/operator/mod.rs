@@ -77,6 +77,22 @@ async fn path_unknown() -> Failure {
     Failure::refused(StatusCode::NOT_FOUND, "path_unknown", "there is no such path")
 }
 
+/// Reads a body of one of the routes; for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn try_body(route: u8, bytes: &[u8]) {
+    use crate::body::read;
+    let refused = match route % 7 {
+        0 => read::<account::SignIn>(bytes).err(),
+        1 => read::<account::NewOperator>(bytes).err(),
+        2 => read::<devices::NewJoinToken>(bytes).err(),
+        3 => read::<groups::Members>(bytes).err(),
+        4 => read::<groups::Names>(bytes).err(),
+        5 => read::<releases::Metadata>(bytes).err(),
+        _ => read::<crate::deploy::Order>(bytes).err(),
+    };
+    assert!(refused.is_none_or(|refused| refused.code() == "body_invalid"));
+}
+
 /// How many rows an answer has, within the limit.
 fn page_len(asked: Option<u32>) -> u32 {
     asked.unwrap_or(100).clamp(1, PAGE_LEN_MAX)
