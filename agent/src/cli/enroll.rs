@@ -74,7 +74,8 @@ pub(crate) fn run(place: &Place, args: &Args) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// What the control plane refused, or what could not be written.
-#[cfg(feature = "control-plane")] // The quickstart's device joins in the process that made the token.
+// The quickstart's device joins in the process that made the token.
+#[cfg(all(feature = "control-plane", feature = "demo-model"))]
 pub(crate) async fn join(
     state: &Arc<State>,
     token: &str,
