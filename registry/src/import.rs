@@ -196,6 +196,22 @@ pub fn gguf_file(
     sign(registry, name, vec![described], facts, hold)
 }
 
+/// Removes what was fetched only to make a model of it. A blob of an installed model stays: whoever
+/// chose what is fetched does not choose which blobs leave. Blocks.
+///
+/// # Errors
+/// [`ImportError::Catalog`] and [`ImportError::Blobs`].
+pub fn remove_unless_installed(registry: &Registry, digest: &Digest) -> Result<(), ImportError> {
+    let installed = registry
+        .store()
+        .read_blocking(|connection| catalog::list(connection, &Filter::default()))?;
+    let mut files = installed.iter().flat_map(|model| &model.manifest.files);
+    if files.any(|file| file.digest == *digest) {
+        return Ok(());
+    }
+    Ok(registry.blobs().remove(digest)?)
+}
+
 /// Signs a manifest over files that are in the store. The same files under the same name again
 /// give the same manifest again, so that an import repeated changes nothing.
 pub(crate) fn sign(

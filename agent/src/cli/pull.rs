@@ -32,8 +32,8 @@ use crate::{import as local, models};
 /// Arguments of `fulmar pull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// hf.co/ORG/REPO:QUANT[@REVISION] (safetensors are converted where there is no GGUF file), oci://HOST/REPO[:TAG|@sha256:…], ollama://NAME[:TAG] (its
-    /// local store), or a GGUF file.
+    /// hf.co/ORG/REPO:QUANT[@REVISION] (safetensors are converted where there is no GGUF file),
+    /// oci://HOST/REPO[:TAG|@sha256:…], ollama://NAME[:TAG] (its local store), or a GGUF file.
     model: String,
     /// The name it gets here; default: after where it comes from.
     #[arg(long)]

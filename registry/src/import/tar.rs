@@ -10,10 +10,9 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use super::remote::{Packing, RemoteFile, Resolved};
-use super::{ImportError, file_name};
-use crate::catalog::{self, Filter};
+use super::{ImportError, file_name, remove_unless_installed};
+use crate::Registry;
 use crate::manifest::ManifestFile;
-use crate::{Digest, Registry};
 
 /// Bytes of a header, and what lengths are padded to.
 const BLOCK: u64 = 512;
@@ -219,18 +218,6 @@ fn unpack_one(
     let (digest, size_bytes) = (described.digest, described.size_bytes);
     let file = RemoteFile { path, digest, size_bytes, packing: Packing::Bare, ..layer.clone() };
     Ok((entry.path.clone(), file))
-}
-
-/// Whoever chose the layer's digest does not choose which blobs leave.
-fn remove_unless_installed(registry: &Registry, layer: &Digest) -> Result<(), ImportError> {
-    let installed = registry
-        .store()
-        .read_blocking(|connection| catalog::list(connection, &Filter::default()))?;
-    let mut files = installed.iter().flat_map(|model| &model.manifest.files);
-    if files.any(|file| file.digest == *layer) {
-        return Ok(());
-    }
-    Ok(registry.blobs().remove(layer)?)
 }
 
 /// Whether GGUF weights may be in an archive of that name: it is called after the one file in it, or

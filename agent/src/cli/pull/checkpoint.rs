@@ -58,21 +58,17 @@ impl Conversion<'_> {
         remote: &Remote,
         pace: &Pace,
     ) -> anyhow::Result<(Imported, Signing)> {
-        let blobs = self.registry.blobs();
         let large = &self.checkpoint.large;
-        let new: Vec<_> = large
-            .files
-            .iter()
-            .filter(|file| !blobs.contains(&file.digest, file.size_bytes))
-            .map(|file| file.digest)
-            .collect();
         let fetched = remote.fetch_all(self.registry, large, pace);
         let hold = with_bar(self.registry, large, fetched).await?;
-        let done = tokio::task::block_in_place(|| self.convert())?;
+        let done = tokio::task::block_in_place(|| {
+            let done = self.convert()?;
+            for file in &large.files {
+                import::remove_unless_installed(self.registry, &file.digest)?;
+            }
+            Ok::<_, anyhow::Error>(done)
+        })?;
         drop(hold);
-        for digest in &new {
-            blobs.remove(digest)?;
-        }
         Ok(done)
     }
 

@@ -2,7 +2,7 @@ use std::io::Cursor;
 
 use super::*;
 use crate::manifest::FileRole;
-use crate::{Options, SCHEMAS};
+use crate::{Digest, Options, SCHEMAS};
 
 /// An entry as `tar` writes it.
 fn entry(path: &str, kind: u8, data: &[u8]) -> Vec<u8> {
